@@ -1,0 +1,33 @@
+"""What fxprune says when it refuses: one class per kind of refusal, each message a sentence that says what to do."""
+
+
+class FxpruneError(Exception):
+    """Anything that fxprune refuses to do."""
+
+
+class TraceError(FxpruneError):
+    """The model's code cannot be turned into a graph; the message names the file and line."""
+
+
+class GuardViolated(FxpruneError):
+    """The traced model was run in a way that its Python code would have treated differently."""
+
+
+class ExactnessError(FxpruneError):
+    """A converted or exported model does not compute what its source computes."""
+
+
+class PatternError(FxpruneError, ValueError):
+    """A pattern in `exclude` matches nothing, or is of no known kind."""
+
+
+class TargetError(FxpruneError, ValueError):
+    """A target outside of its range, or one that cannot be reached."""
+
+
+class OptimizerError(FxpruneError, ValueError):
+    """The optimizer does not hold the parameters of the prepared model."""
+
+
+class ExportError(FxpruneError):
+    """The file could not be written, or the runtime refuses it."""
