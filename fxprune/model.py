@@ -1,0 +1,119 @@
+"""What a traced model is: the user's own modules and parameters, and one graph for each mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call of the model."""
+
+
+@dataclass
+class Graphs:
+    """The graphs of the two modes; one and the same object where the modes do not differ."""
+
+    train: fx.Graph
+    eval: fx.Graph
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        yield self.eval
+        if self.train is not self.eval:
+            yield self.train
+
+    def map(self, rewrite: Callable[[fx.Graph], fx.Graph]) -> Graphs:
+        """Rewrite both graphs; what is shared stays shared."""
+        evaluated = rewrite(self.eval)
+        return Graphs(evaluated if self.train is self.eval else rewrite(self.train), evaluated)
+
+    def copy(self) -> Graphs:
+        """Copy the nodes of both graphs, under their names."""
+        return self.map(copy_graph)
+
+
+class TracedModel(nn.Module):
+    """The user's modules under their own names, run by a graph instead of by their Python code.
+
+    `forward` runs the graph of the current mode (`self.training`). Submodules, parameter names and
+    the state dict are those of the original; a `train()` or `eval()` sets them as usual.
+    """
+
+    def __init__(self, root: nn.Module, graphs: Graphs, class_name: str | None = None) -> None:
+        super().__init__()
+        self._modules = root._modules
+        self._parameters = root._parameters
+        self._buffers = root._buffers
+        self._non_persistent_buffers_set = root._non_persistent_buffers_set
+        self.training = root.training
+        self.class_name = class_name or type(root).__name__
+        for name, value in vars(root).items():
+            if name.startswith("_tensor_constant"):
+                self.register_buffer(name, value, persistent=False)
+        self.set_graphs(graphs)
+
+    def set_graphs(self, graphs: Graphs) -> None:
+        """Replace the graphs and compile both."""
+        self.graphs = graphs
+        self._run_eval = compile_graph(graphs.eval)
+        self._run_train = self._run_eval if graphs.train is graphs.eval else compile_graph(graphs.train)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._run_train if self.training else self._run_eval)(self, *args, **kwargs)
+
+    def graph_of(self, training: bool) -> fx.Graph:
+        """The graph that runs in this mode."""
+        return self.graphs.train if training else self.graphs.eval
+
+    def _get_name(self) -> str:
+        return self.class_name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
+        shell = nn.Module()
+        for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(shell, part, copy.deepcopy(getattr(self, part), memo))
+        shell.training = self.training
+        clone = type(self).__new__(type(self))
+        TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name)
+        for name, value in vars(self).items():
+            if name not in vars(clone):
+                setattr(clone, name, copy.deepcopy(value, memo))
+        memo[id(self)] = clone
+        return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"{self.class_name}: a traced model cannot be pickled whole; save model.state_dict() and "
+            "load it into a model prepared in the same way"
+        )
+
+
+def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
+    """Turn a graph into a function of the model that owns its parameters, and of the graph's inputs."""
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<fxprune graph>", "exec"), namespace)
+    return namespace["forward"]  # type: ignore[no-any-return]
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """Copy a graph node by node; names, metadata and code generation stay."""
+    copied = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        nodes[node] = copied.node_copy(node, lambda n: nodes[n])
+        nodes[node].name = node.name
+    copied._codegen = copy.deepcopy(graph._codegen)
+    return copied
+
+
+def as_inputs(example_inputs: Any) -> Inputs:
+    """Read example inputs: a tensor, a tuple of positional ones, or a dict of keyword ones."""
+    if isinstance(example_inputs, dict):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}

@@ -1,0 +1,423 @@
+"""How a model's Python code becomes a graph: symbolic tracing with proxies that carry example values.
+
+Each proxy holds the value that the example input gives it, so Python logic on shapes runs as it
+would, while every number derived from a shape stays symbolic. Only a truth value, a loop bound, an
+index or a formatted text needs the number itself: it is then noted in the graph as a guard, which
+raises where another input would have taken another way.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import functools
+import inspect
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import _maybe_revert_all_patches
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_any
+
+from fxprune.errors import GuardViolated, TraceError
+from fxprune.model import Graphs, Inputs, TracedModel
+
+_LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
+_READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
+_STRUCTURE = frozenset({"ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized"})
+
+
+def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
+    """Trace a copy of `model` in both modes on example `inputs`.
+
+    The result has the model's submodules, parameter names and state dict, takes every batch and
+    image size that the model takes, and is in the mode of `model`, which stays as it was.
+
+    Raises:
+        TraceError: the model does not run on the inputs, or its code decides by the values of tensors.
+    """
+    root = copy_model(model)
+    modes = {name: module.training for name, module in root.named_modules()}
+    graphs = {training: trace_mode(root.train(training), inputs) for training in (True, False)}
+    for name, module in root.named_modules():
+        module.training = modes[name]
+    same = describe(graphs[True]) == describe(graphs[False])
+    return TracedModel(root, Graphs(graphs[False] if same else graphs[True], graphs[False]))
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy the model, or say why that is impossible."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied ({error}); fxprune works on a copy so that your model stays "
+            "as it was: keep no open handles and no tensors with gradients in its attributes"
+        ) from error
+
+
+def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
+    """Trace the mode that `root` is in; buffers that the forward pass changes are put back."""
+    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    tracer = ValueTracer(inputs)
+    try:
+        with torch.random.fork_rng(devices=[]), TraceMode(tracer):
+            graph = tracer.trace(root)
+    except (TraceError, GuardViolated):
+        raise
+    except Exception as error:  # noqa: BLE001 - the model's own code may raise anything
+        mode = "training" if root.training else "eval"
+        raise TraceError(
+            f"{type(root).__name__} does not run on the example inputs in {mode} mode: {error} ({find_error(error)}); "
+            "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
+        ) from error
+    with torch.no_grad():
+        for name, buffer in root.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+    return graph
+
+
+def describe(graph: fx.Graph) -> str:
+    """Write a graph as text that is equal for graphs which compute the same."""
+    return graph.python_code("self").src
+
+
+class ValueTracer(fx.Tracer):
+    """Trace with values; inline every module but the primitives of `torch.nn`."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.guarded: set[fx.Node] = set()
+        self.recording = False
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Make a placeholder for each example input; arguments that were not given keep their defaults."""
+        signature = inspect.signature(root_fn)
+        args, kwargs = self.inputs
+        try:
+            bound = signature.bind(self.root, *args, **kwargs)
+        except TypeError as error:
+            raise TraceError(
+                f"{type(self.root).__name__}.forward{signature} does not take these example inputs: {error}; "
+                "pass them as a tensor, a tuple of positional arguments, or a dict of keyword arguments"
+            ) from error
+        self.names = {id(p): n for n, p in [*self.root.named_parameters(), *self.root.named_buffers()]}
+        positional: list[Any] = []
+        for name, value in list(bound.arguments.items())[1:]:
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                positional += [self.placeholder(f"{name}_{i}", v) for i, v in enumerate(value)]
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                root_fn = functools.partial(root_fn, **{k: self.placeholder(k, v) for k, v in value.items()})
+            elif kind is inspect.Parameter.KEYWORD_ONLY:
+                root_fn = functools.partial(root_fn, **{name: self.placeholder(name, value)})
+            else:
+                positional.append(self.placeholder(name, value))
+        self.recording = True
+        return root_fn, [self.root, *positional]
+
+    def placeholder(self, name: str, value: Any) -> Any:
+        """Make the node of one input; what is no tensor or container of tensors is a constant of the graph."""
+        if not tree_any(lambda leaf: isinstance(leaf, Tensor), value):
+            return value
+        node = self.create_node("placeholder", name, (), {})
+        node.meta["where"] = "an input of the model"
+        return ValueProxy(node, self, value, True)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Any | None = None,
+    ) -> Any:
+        """Record a node, run it on the example values, and return a proxy of the result (None stays None)."""
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        node.meta["where"] = find_user_line()
+        data = any(proxy._data for proxy in find_proxies((args, kwargs)))
+        value = self.run(kind, target, unwrap(args), unwrap(kwargs))
+        if not isinstance(value, Tensor) and kind in ("call_method", "call_function"):
+            data = data and getattr(target, "__name__", target) in _READS_DATA | {"getitem"}
+        return None if value is None else ValueProxy(node, self, value, data)
+
+    def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """Compute a node on values, with the tracer out of the way; modules run in eval mode, states unharmed."""
+        with self.untraced(), torch.no_grad():
+            if kind == "get_attr":
+                return operator.attrgetter(target)(self.root)
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            if kind == "call_function":
+                return target(*args, **kwargs)
+            with in_eval_mode(self.root.get_submodule(target)) as module:
+                return module(*args, **kwargs)
+
+    @contextmanager
+    def untraced(self) -> Iterator[None]:
+        """Run code without recording it."""
+        self.recording = False
+        try:
+            with _maybe_revert_all_patches():
+                yield
+        finally:
+            self.recording = True
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Turn each access to a parameter or buffer into one `get_attr` node."""
+        if not isinstance(attr_val, Tensor) or id(attr_val) not in self.names:
+            return attr_val
+        name = self.names[id(attr_val)]
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        name = self.path_of_module(m)
+        if not self.is_leaf_module(m, name):
+            return forward(*args, **kwargs)
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        return m.__module__.startswith("torch.nn.") and not isinstance(m, containers)
+
+    def create_arg(self, a: Any) -> Any:
+        kind = type(a)  # not isinstance: a proxy answers as its value does
+        if kind is ValueProxy:
+            return a.node
+        if kind in (tuple, list):
+            return kind(self.create_arg(x) for x in a)
+        if kind is dict:
+            return {key: self.create_arg(x) for key, x in a.items()}
+        if kind is slice:
+            return slice(self.create_arg(a.start), self.create_arg(a.stop), self.create_arg(a.step))
+        return super().create_arg(a)
+
+    def guard(self, proxy: ValueProxy) -> Any:
+        """Return the value of a proxy, which the Python code needs, and note that the graph depends on it."""
+        value = proxy._value
+        if proxy._data:
+            raise TraceError(
+                f"{find_user_line()}: the code decides by the values of a tensor ({proxy.node.name}), so no one graph "
+                "computes this model; write the choice with torch.where, or keep it out of the model that is prepared"
+            )
+        if proxy.node not in self.guarded:
+            self.guarded.add(proxy.node)
+            where = find_user_line()
+            node = self.create_node("call_function", check_guard, (proxy.node, value, where), {})
+            node.meta["where"] = where
+        return value
+
+
+def check_guard(actual: Any, expected: Any, where: str) -> None:
+    """Raise where an input makes the model's Python code decide otherwise than it did when it was traced."""
+    if actual != expected:
+        raise GuardViolated(
+            f"{where}: this was {expected!r} when the model was prepared and is {actual!r} for this input, which takes "
+            "another way through the model's code; call prepare with example_inputs of this kind"
+        )
+
+
+fx.node.has_side_effect(check_guard)
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the value which the example input gives it."""
+
+    def __init__(self, node: fx.Node, tracer: ValueTracer, value: Any, data: bool) -> None:
+        super().__init__(node, tracer)
+        self._value = value
+        self._data = data  # whether the value depends on the contents of an input, not only on shapes
+
+    @property
+    def __class__(self) -> type:  # so that isinstance(x, torch.Tensor) answers as it will at run time
+        return type(self._value)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._value, name)
+        if callable(value):
+            if name in ("dim", "ndimension"):
+                return lambda: value()
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+        if name in _STRUCTURE:
+            return value
+        return self.tracer.create_proxy("call_function", builtins.getattr, (self, name), {})
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self._value, dict):
+            return iter(self._value)
+        return iter([self[i] for i in range(len(self._value))])
+
+    def __len__(self) -> int:
+        if isinstance(self._value, Tensor):
+            return self.tracer.guard(self.shape[0])  # type: ignore[no-any-return]
+        return len(self._value)
+
+    def __contains__(self, item: Any) -> bool:
+        if isinstance(self._value, dict):
+            return item in self._value
+        return any(bool(each == item) for each in self)
+
+    def keys(self) -> Any:
+        return self._value.keys()
+
+    def values(self) -> Any:
+        return [self[key] for key in self._value]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self._value]
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.guard(self))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.guard(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.guard(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.guard(self))
+
+    def __str__(self) -> str:
+        return str(self._value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self._value, spec)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return record_torch_function(next(find_proxies((args, kwargs))).tracer, orig_method, args, kwargs or {})
+
+
+def _inplace(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "imatmul"):
+    setattr(ValueProxy, f"__{_name}__", _inplace(getattr(operator, _name)))
+
+
+class TraceMode(TorchFunctionMode):
+    """Record torch functions that see no proxy among tensors (`torch.zeros(n)`), so that nothing is frozen."""
+
+    def __init__(self, tracer: ValueTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.tracer.recording:
+            return func(*args, **kwargs)
+        if any(True for _ in find_proxies((args, kwargs))):
+            return record_torch_function(self.tracer, func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled or (isinstance(result, Tensor) and not is_accessor(func)):
+            node = self.tracer.create_node(
+                "call_function", func, self.tracer.create_arg(args), self.tracer.create_arg(kwargs)
+            )
+            node.meta["where"] = find_user_line()
+            return result if result is None else ValueProxy(node, self.tracer, result, False)
+        return result
+
+
+fx.node.has_side_effect(torch._C._set_grad_enabled)
+
+
+def record_torch_function(tracer: ValueTracer, function: Any, args: Any, kwargs: Any) -> Any:
+    """Record a call of a torch function, of a Tensor method, or of a Tensor property."""
+    if is_accessor(function):
+        return getattr(args[0], function.__self__.__name__)
+    if torch.overrides.is_tensor_method_or_property(function):
+        return tracer.create_proxy("call_method", function.__name__, args, kwargs)
+    return tracer.create_proxy("call_function", function, args, kwargs)
+
+
+def is_accessor(function: Any) -> bool:
+    """Tell whether a torch function reads a property of a tensor, as `x.shape` does."""
+    return getattr(function, "__name__", "") == "__get__"
+
+
+def find_proxies(tree: Any) -> Iterator[ValueProxy]:
+    """Go through the proxies among arguments, inside slices too."""
+    if type(tree) is ValueProxy:
+        yield tree
+    elif type(tree) is slice:
+        yield from find_proxies((tree.start, tree.stop, tree.step))
+    elif type(tree) is dict:
+        yield from find_proxies(tuple(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for leaf in tree:
+            yield from find_proxies(leaf)
+
+
+def unwrap(tree: Any) -> Any:
+    """Replace proxies by their values, inside slices too."""
+    if type(tree) is ValueProxy:
+        return tree._value
+    if type(tree) is slice:
+        return slice(unwrap(tree.start), unwrap(tree.stop), unwrap(tree.step))
+    if type(tree) in (list, tuple):
+        return type(tree)(unwrap(leaf) for leaf in tree)
+    if type(tree) is dict:
+        return {key: unwrap(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(unwrap(leaf) for leaf in tree))
+    return tree
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Run a module in eval mode and put every mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def find_user_line() -> str:
+    """Name file, line and function of the innermost code on the stack that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_LIBRARIES) and not file.startswith("<"):
+            return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "torch's own code"
+
+
+def find_error(error: BaseException) -> str:
+    """Name the line of the user's code at which an exception was raised."""
+    where = "in torch's own code"
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith(_LIBRARIES) and not file.startswith("<"):
+            where = f"at {file}:{traceback.tb_lineno} in {traceback.tb_frame.f_code.co_name}"
+        traceback = traceback.tb_next
+    return where
