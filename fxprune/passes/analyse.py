@@ -1,0 +1,223 @@
+"""Which channels of a model are tied, where they live, and what is known of them: one shadow run of its graphs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from fxprune.model import Inputs, TracedModel
+from fxprune.passes.trace import in_eval_mode
+from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
+from fxprune.shadow.rules import align, find_rule
+from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
+
+
+class Shadow(NamedTuple):
+    """What the analysis knows of one tensor of the graph."""
+
+    shape: tuple[int, ...]
+    ids: Ids
+    constant: Constant | None
+
+    def along(self, dim: int) -> list[Tensor]:
+        """The ids that vary along this dimension and no other, [size] each."""
+        return [t.reshape(-1) for t in self.ids if varying(t) == [dim]]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The units of a model: which ids are one, and where each id lives.
+
+    `units[id]` is the unit of an id, 0 for what is pinned. `parameters[name]` holds the ids of a
+    parameter or buffer, `values[graph][node]` the shadow of each node's result, and
+    `effects[graph][node]` that of the tensor which the node wrote to in place.
+    """
+
+    units: Tensor  # [ids]
+    parameters: dict[str, Shadow]
+    values: list[dict[fx.Node, Any]]  # by graph, in the order of `Graphs`
+    effects: list[dict[fx.Node, Shadow]]
+    moves: set[fx.Node]  # nodes that only move elements
+    readers: list[Reader]
+    norms: list[Norm]
+    pins: dict[Pin, Tensor]
+
+    def units_along(self, name: str, dim: int) -> Tensor:
+        """The unit of each index of a parameter's dimension, [size]."""
+        shadow = self.parameters[name]
+        found = shadow.along(dim)
+        return self.units[found[0]] if found else torch.zeros(shadow.shape[dim], dtype=torch.int64)
+
+    def positions(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Go through every dimension of every parameter or buffer that has channels: name, dimension, units."""
+        for name, shadow in self.parameters.items():
+            for dim in range(len(shadow.shape)):
+                if shadow.along(dim):
+                    yield name, dim, self.units_along(name, dim)
+
+
+def analyse(model: TracedModel, inputs: Inputs, parameter_ids: dict[str, Ids] | None = None) -> Channels:
+    """Run both graphs of a model on shadows and unite the ids of both.
+
+    The model itself is not run: its parameters are read, nothing is written, and its modes are put back.
+    `parameter_ids` gives parameters ids of an earlier analysis, to compare a rewritten graph with.
+    """
+    table = IdTable()
+    if parameter_ids is not None:
+        table.count = 1 + max((int(t.max()) for ids in parameter_ids.values() for t in ids), default=0)
+    run = ShadowRun(model, table)
+    for name, tensor in tensors_of(model):
+        given = None if parameter_ids is None else parameter_ids.get(name)
+        run.add_parameter(name, tensor, given)
+    values, effects = [], []
+    for graph in model.graphs:
+        results, written = run.run(graph, inputs)
+        values.append(results)
+        effects.append(written)
+    units = table.resolve()
+    pins = {pin: torch.cat(ids) for pin, ids in table.pins.items()}
+    return Channels(
+        units, run.parameters, values, effects, run.moves, table.readers, table.norms, pins
+    )
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Go through parameters and buffers under their names, those of fxprune's own bookkeeping left out."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not name.startswith("fxprune."):
+            yield name, tensor
+
+
+class ShadowRun:
+    """One run of graphs on shadows, that writes into one table of ids."""
+
+    def __init__(self, model: TracedModel, table: IdTable) -> None:
+        self.model, self.table = model, table
+        self.mode = ShadowMode(self.follow, table.fresh)
+        self.parameters: dict[str, Shadow] = {}
+        self.moves: set[fx.Node] = set()
+        self.only_moved = True
+
+    def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
+        """Give a parameter its ids, and let the run know it wherever it appears."""
+        shadow = ShadowTensor(tensor.detach(), self.table.fresh(tensor.shape) if ids is None else ids)
+        self.parameters[name] = Shadow(tuple(tensor.shape), shadow.ids, None)
+        self.mode.adopt(tensor, shadow)
+
+    def follow(self, call: Call) -> list[tuple[Ids, Constant | None]]:
+        """Apply the op's rule to both shadows."""
+        rule = find_rule(call.op)
+        self.only_moved &= rule.moves
+        if not call.tensors:
+            return [(self.table.fresh(out.shape), None) for out in call.outputs]
+        ids = rule.ids(self.table, call)
+        constants = rule.constants(call) if any(not t.is_real for t in call.tensors) else [None] * len(ids)
+        return list(zip(ids, constants, strict=True))
+
+    def run(self, graph: fx.Graph, inputs: Inputs) -> tuple[dict[fx.Node, Any], dict[fx.Node, Shadow]]:
+        """Run one graph; return the shadow of each result, and of each tensor written in place."""
+        env: dict[fx.Node, Any] = {}
+        results: dict[fx.Node, Any] = {}
+        effects: dict[fx.Node, Shadow] = {}
+        as_shadows = tree_map_only(Tensor, lambda t: ShadowTensor(t.to("meta")), bind(graph, inputs))
+        named = iter(as_shadows)
+        last_use = find_last_uses(graph)
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), in_eval_mode(self.model), torch.random.fork_rng(devices=[]):
+                for node in graph.nodes:
+                    self.table.node, self.only_moved = node, True
+                    env[node] = self.run_node(node, env, named)
+                    if is_inplace(node):
+                        effects[node] = freeze(env[node.args[0]])  # type: ignore[index]
+                    results[node] = freeze(env[node])
+                    if self.only_moved and node.op in ("call_function", "call_method"):
+                        self.moves.add(node)
+                    for used in last_use.get(node, ()):
+                        del env[used]
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+        return results, effects
+
+    def run_node(self, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any]) -> Any:
+        """Run one node on shadows."""
+        args = fx.node.map_arg(node.args, lambda n: env[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
+        if node.op == "placeholder":
+            return next(inputs)
+        if node.op == "output":
+            for leaf in filter(is_shadow, tree_leaves(args)):
+                self.table.pin(leaf.ids, "an output of the model")
+            return args[0]
+        with self.mode:  # only here: the rules' own tensors are ordinary ones
+            result = self.execute(node, args, kwargs)
+        if isinstance(result, Tensor):
+            result = self.mode.wrap(result)
+        if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
+            module = self.model.get_submodule(str(node.target))
+            tensors = [*map(self.mode.wrap, module.parameters()), *tree_leaves((args, kwargs, result))]
+            for leaf in filter(is_shadow, tensors):
+                self.table.pin(leaf.ids, f"{type(module).__name__} is one step that hides several layers")
+        return result
+
+    def execute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Run the code that a node stands for."""
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.model)
+        if node.op == "call_module":
+            return self.model.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def hides_layers(module: nn.Module) -> bool:
+    """Whether a primitive's channels cannot be cut from outside: attention, recurrent cells, transformers."""
+    if hasattr(module, "parametrizations"):
+        return False
+    return any(True for _ in module.children()) or not set(dict(module.named_parameters())) <= {"weight", "bias"}
+
+
+def is_shadow(value: Any) -> bool:
+    return type(value) is ShadowTensor
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether a node writes to its first argument by its name: `add_`, `setitem`, `+=`."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if not node.args or not isinstance(node.args[0], fx.Node) or node.op not in ("call_function", "call_method"):
+        return False
+    inplace_operator = name in ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "imatmul", "ipow")
+    return inplace_operator or (name.endswith("_") and not name.endswith("__"))
+
+
+def freeze(value: Any) -> Any:
+    """Keep what is known of a node's result, without the tensor."""
+    return tree_map(lambda t: Shadow(tuple(t.shape), t.ids, t.constant) if is_shadow(t) else t, value)
+
+
+def find_last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, what nobody needs after it."""
+    seen: set[fx.Node] = set()
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        for used in (*node.all_input_nodes, node):
+            if used not in seen:
+                seen.add(used)
+                last.setdefault(node, []).append(used)
+    return last
+
+
+def bind(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """Order the inputs as the graph's placeholders stand."""
+    args, kwargs = inputs
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    positional = iter(args)
+    return [kwargs[name] if name in kwargs else next(positional) for name in names]

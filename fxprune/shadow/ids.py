@@ -1,0 +1,124 @@
+"""Which channels are tied: the ids that a run hands out, what it unites, and the units that follow.
+
+An id stands for one index of one dimension of one tensor that does not depend on the model's inputs.
+Id 0 means "not a channel": what is united with it is pinned. A *unit* is one class of united ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.shadow.tensor import Constant, Ids, compress, varying
+
+PINNED = 0
+
+
+class Pin(NamedTuple):
+    """Why ids are pinned: the reason in words, and the line of the model's source."""
+
+    reason: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.where})"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One contraction of an activation with a weight: where units are summed away.
+
+    `columns[g, i]` is the id of input i of group g, `rows[g, j]` that of output j of group g; the weight
+    is brought to [groups, rows, columns, positions] and `constant` to what is known of each input.
+    """
+
+    node: fx.Node
+    columns: Tensor  # [groups, columns]
+    rows: Tensor  # [groups, rows]
+    weight: Tensor | None  # [groups, rows, columns, positions]; None where it depends on an input
+    weight_ids: Tensor  # [columns], the ids of the weight's own contracted dimension
+    constant: Constant  # value and known, [groups, columns] each
+    border: bool  # whether zeros are mixed in at the border
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One normalisation over channels, whose statistics count every channel."""
+
+    node: fx.Node
+    ids: Tensor  # [channels]
+
+
+@dataclass
+class IdTable:
+    """The ids that one analysis hands out, and what it learns of them."""
+
+    count: int = 1
+    edges: list[Tensor] = field(default_factory=list)  # [2, n] each
+    pins: dict[Pin, list[Tensor]] = field(default_factory=dict)
+    rectangles: list[Tensor] = field(default_factory=list)  # ids that vary along several dimensions where computed
+    readers: list[Reader] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
+    node: fx.Node | None = None  # the node of the graph that is running
+
+    def fresh(self, shape: torch.Size | tuple[int, ...]) -> Ids:
+        """Hand out one id for each index of each dimension longer than 1."""
+        ids = []
+        for d, size in enumerate(shape):
+            if size > 1:
+                ids.append(self.take(size).view([size if i == d else 1 for i in range(len(shape))]))
+        return tuple(ids)
+
+    def take(self, size: int) -> Tensor:
+        """Hand out `size` new ids."""
+        self.count += size
+        return torch.arange(self.count - size, self.count)
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """Unite two id tensors position by position; they broadcast."""
+        if a is b:
+            return
+        a, b = torch.broadcast_tensors(a, b)
+        self.edges.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
+
+    def pin(self, ids: Tensor | Ids, reason: str) -> None:
+        """Unite ids with "not a channel"."""
+        for t in ids if isinstance(ids, tuple) else (ids,):
+            where = self.node.meta.get("where", self.node.name) if self.node is not None else "the model"
+            self.pins.setdefault(Pin(reason, where), []).append(t.reshape(-1))
+            self.unite(t, torch.tensor(PINNED))
+
+    def make_rectangular(self, ids: Ids) -> None:
+        """Note ids that vary along several dimensions of one computed tensor: all but one must be tied."""
+        self.rectangles += [t for t in ids if len(varying(t)) > 1]
+
+    def resolve(self) -> Tensor:
+        """Return the unit of every id, [count]: the smallest id of its class (so 0 for what is pinned)."""
+        units = join(torch.arange(self.count), self.edges)
+        for t in self.rectangles:
+            dims = varying(t)
+            seen = varying(compress(units[t]))
+            if len(seen) < 2:
+                continue
+            for d in dims[1:]:  # keep the first: whole heads
+                self.unite(t, t.narrow(d, 0, 1))
+            units = join(units, self.edges[-len(dims) + 1 :])
+        return units
+
+
+def join(units: Tensor, edges: list[Tensor]) -> Tensor:
+    """Unite the classes at both ends of each edge, [2, n]: repeated minima and pointer jumping."""
+    if not edges:
+        return units
+    ends = torch.unique(torch.cat(edges, 1), dim=1)
+    while True:
+        a, b = units[ends[0]], units[ends[1]]
+        if torch.equal(a, b):
+            return units
+        low = torch.minimum(a, b)
+        units = units.scatter_reduce(0, torch.cat([a, b]), torch.cat([low, low]), "amin")
+        while not torch.equal(units, units[units]):
+            units = units[units]

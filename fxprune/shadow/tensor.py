@@ -1,0 +1,269 @@
+"""How a shadow travels: a graph is run once on tensors that have shapes, and beside each its shadow.
+
+Every spelling of an operation arrives here as the same few ATen ops. Tensors that do not depend on
+the model's inputs are computed for real (index tables are needed); all others live on the meta
+device, so a run costs neither arithmetic nor memory. In-place writes reach every tensor that shares
+the storage: a write to a view is written through to its base, and from there to the base's other views.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+Ids = tuple[Tensor, ...]
+"""The ids of a tensor: int64 tensors that broadcast against it, size 1 where an id is repeated."""
+
+
+class Constant(NamedTuple):
+    """What is known of a tensor's values whatever the input: both broadcast against the tensor."""
+
+    value: Tensor  # float64 for floating point tensors; meaningless where not known
+    known: Tensor  # bool
+
+
+class View(NamedTuple):
+    """How a tensor was made of its base's storage."""
+
+    parent: ShadowTensor
+    replay: Callable[[Tensor], Tensor]
+
+
+class ShadowTensor(torch.Tensor):
+    """A tensor with a shape, a shadow, and values only where they do not depend on the model's inputs."""
+
+    inner: Tensor
+    ids: Ids
+    constant: Constant | None
+    view_of: View | None
+    views: list[weakref.ref[ShadowTensor]]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, ids: Ids = (), constant: Constant | None = None) -> ShadowTensor:
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device="cpu",
+        )
+        self.inner, self.ids, self.constant = inner, ids, constant
+        self.view_of, self.views = None, []
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} met a shadow tensor outside of the run that made it")
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"ShadowTensor({tuple(self.shape)}, ids vary along {[varying(t) for t in self.ids]})"
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the values are at hand because no input of the model reaches this tensor."""
+        return self.inner.device.type != "meta"
+
+
+@dataclass
+class Call:
+    """One ATen call of the run: what a rule sees."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Tensor] = field(default_factory=list)  # shapes, and values where no input reaches
+
+    @property
+    def tensors(self) -> list[ShadowTensor]:
+        """The tensor arguments, in order, also those inside lists."""
+        return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, ShadowTensor)]
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """Look up an argument by the name that the op's schema gives it."""
+        for position, argument in enumerate(self.op._schema.arguments):
+            if argument.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
+        return default
+
+
+class ShadowMode(TorchDispatchMode):
+    """Run ATen calls on shadows: `follow` gives the shadows of a call's outputs."""
+
+    def __init__(self, follow: Callable[[Call], list[tuple[Ids, Constant | None]]], fresh: Callable[..., Ids]) -> None:
+        super().__init__()
+        self.follow = follow
+        self.fresh = fresh
+        self.memo: dict[int, ShadowTensor] = {}
+        self.alive: list[Tensor] = []  # keeps the ids of python objects in `memo` unique
+
+    def adopt(self, tensor: Tensor, shadow: ShadowTensor) -> None:
+        """Let `shadow` stand for a plain tensor wherever the run meets it."""
+        self.memo[id(tensor)] = shadow
+        self.alive.append(tensor)
+
+    def wrap(self, tensor: Tensor) -> ShadowTensor:
+        """Give the shadow of a plain tensor: a known parameter's, or fresh ids."""
+        if isinstance(tensor, ShadowTensor):
+            return tensor
+        if id(tensor) not in self.memo:
+            inner = tensor.detach()
+            self.adopt(tensor, ShadowTensor(inner, self.fresh(inner.shape)))
+        return self.memo[id(tensor)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Tensor, self.wrap, (args, kwargs or {}))
+        call = Call(func, args, kwargs)
+        result, written = run_inner(call)
+        call.outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        shadows = self.follow(call)
+        if written is not None:
+            written.inner = call.outputs[0] if call.outputs else written.inner
+            write(written, *shadows[0])
+            return written
+        wrapped = iter([ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)])
+        leaves, spec = tree_flatten(result)
+        wrapped_leaves = [next(wrapped) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if func.is_view:
+            for index, leaf in enumerate(wrapped_leaves):
+                link(leaf, args[0], replay_view(call, index))
+        return tree_unflatten(wrapped_leaves, spec)
+
+
+def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
+    """Run a call on the inner tensors; return its result, and the tensor that it wrote to in place, if any."""
+    real = all(t.is_real for t in call.tensors)
+    written = None
+    schema = call.op._schema
+    if schema.is_mutable and schema.name.endswith("_"):
+        written = call.args[0]
+    target = written
+
+    def lower(t: ShadowTensor) -> Tensor:
+        if not real:
+            return t.inner.to("meta")
+        return t.inner.clone() if t is target or schema.is_mutable else t.inner
+
+    args, kwargs = tree_map_only(ShadowTensor, lower, (call.args, call.kwargs))
+    if not real and kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": "meta"}
+    return call.op(*args, **kwargs), written
+
+
+def replay_view(call: Call, index: int) -> Callable[[Tensor], Tensor]:
+    """Return the function that makes this view of any tensor shaped like its base."""
+    rest, kwargs = tree_map_only(ShadowTensor, lambda t: t.inner, (call.args[1:], call.kwargs))
+
+    def replay(base: Tensor) -> Tensor:
+        result = call.op(base, *rest, **kwargs)
+        return result if isinstance(result, Tensor) else result[index]
+
+    return replay
+
+
+def link(view: ShadowTensor, parent: ShadowTensor, replay: Callable[[Tensor], Tensor]) -> None:
+    """Remember that two tensors share storage."""
+    view.view_of = View(parent, replay)
+    parent.views.append(weakref.ref(view))
+
+
+def write(target: ShadowTensor, ids: Ids, constant: Constant | None) -> None:
+    """Give a tensor that was written in place its new shadow, through to all that share its storage."""
+    target.ids, target.constant = ids, constant
+    made_of_inputs = not target.is_real
+    child = target
+    while child.view_of is not None:
+        parent, replay = child.view_of
+        positions = replay(torch.arange(parent.numel()).view(parent.shape))
+        parent.ids = scatter_ids(parent, child, positions)
+        parent.constant = scatter_constant(parent, child, positions)
+        if made_of_inputs:
+            parent.inner = parent.inner.to("meta")
+        elif parent.is_real:
+            replay(parent.inner).copy_(child.inner)
+        child = parent
+    refresh_views(child, made_of_inputs)
+
+
+def refresh_views(base: ShadowTensor, made_of_inputs: bool) -> None:
+    """Recompute the shadows of all views of a tensor that was written."""
+    for reference in base.views:
+        view = reference()
+        if view is None or view.view_of is None:
+            continue
+        replay = view.view_of.replay
+        view.ids = tuple(compress(replay(t.expand(base.shape))) for t in base.ids)
+        constant = base.constant
+        if constant is not None:
+            constant = Constant(*(compress(replay(t.expand(base.shape))) for t in constant))
+        view.constant = constant
+        if made_of_inputs:
+            view.inner = view.inner.to("meta")
+        refresh_views(view, made_of_inputs)
+
+
+def scatter_ids(parent: ShadowTensor, child: ShadowTensor, positions: Tensor) -> Ids:
+    """Write the ids of a view into those of its base; ids of different dimensions are kept apart."""
+    moved = {frozenset(varying(compress(scatter(torch.zeros((), dtype=torch.int64), t, parent, positions)))): t
+             for t in child.ids}  # fmt: skip
+    result = []
+    rest = dict(moved)
+    for t in parent.ids:
+        match = next((key for key in rest if key & frozenset(varying(t)) or not key), None)
+        ids = rest.pop(match) if match is not None else torch.zeros((), dtype=torch.int64)
+        result.append(compress(scatter(t, ids, parent, positions)))
+    result += [compress(scatter(torch.zeros((), dtype=torch.int64), t, parent, positions)) for t in rest.values()]
+    return tuple(result)
+
+
+def scatter_constant(parent: ShadowTensor, child: ShadowTensor, positions: Tensor) -> Constant | None:
+    """Write what is known of a view into what is known of its base."""
+    base, part = constant_of(parent), constant_of(child)
+    if base is None and part is None:
+        return None
+    unknown = Constant(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool))
+    pairs = zip(base or unknown, part or unknown, strict=True)
+    return Constant(*(compress(scatter(b, p.to(b.dtype), parent, positions)) for b, p in pairs))
+
+
+def scatter(base: Tensor, part: Tensor, parent: ShadowTensor, positions: Tensor) -> Tensor:
+    """Put `part` at flat `positions` into a copy of `base`, both broadcast to their full shapes."""
+    flat = base.expand(parent.shape).reshape(-1).clone()
+    flat[positions.reshape(-1)] = part.expand(positions.shape).reshape(-1)
+    return flat.view(parent.shape)
+
+
+def constant_of(t: ShadowTensor) -> Constant | None:
+    """What is known of a tensor: all, if no input reaches it."""
+    if not t.is_real:
+        return t.constant
+    value = t.inner.double() if t.inner.is_floating_point() else t.inner
+    return Constant(value, torch.ones((), dtype=torch.bool))
+
+
+def varying(t: Tensor) -> list[int]:
+    """The dimensions along which a compressed tensor varies."""
+    return [d for d, size in enumerate(t.shape) if size > 1]
+
+
+def compress(t: Tensor) -> Tensor:
+    """Cut a tensor to size 1 along each dimension along which it only repeats itself."""
+    for d in range(t.dim()):
+        if t.stride(d) == 0 and t.size(d) > 1:
+            t = t.narrow(d, 0, 1)
+    for d in range(t.dim()):
+        if t.size(d) > 1 and torch.equal(t.narrow(d, 0, 1).expand(t.shape), t):
+            t = t.narrow(d, 0, 1)
+    return t
