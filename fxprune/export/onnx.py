@@ -1,0 +1,242 @@
+"""How does a model become an ONNX file that is known to be right?"""
+
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from onnxscript import ir, optimizer
+from onnxscript.ir.passes import common
+from torch import Tensor, nn
+
+from fxprune.errors import ExactnessError, ExportError
+from fxprune.export.evaluation import copy_for_evaluation, no_trace
+from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
+from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
+from fxprune.export.ort_cpu import OrtCpu
+from fxprune.export.runtime import Session
+from fxprune.export.verify import Verification, compare
+
+OPSET = 18
+"""The opset that torch's translations are written in: nothing is converted, and every runtime reads it."""
+
+ONE_FILE_LIMIT = 2_000_000_000
+"""Bytes of weights that fit into one file: protobuf refuses messages of 2 GiB."""
+
+OLDEST_OPSET, NEWEST_OPSET = 11, onnx.defs.onnx_opset_version()
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file that was written, and what was done and found on the way."""
+
+    path: Path
+    size: int  # bytes
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    folding: Folding
+    verification: Verification | None  # None if verify=False
+
+    def __str__(self) -> str:
+        """Return the file's description and the verdict."""
+        head = f"{self.path}: {self.size / 1e6:.2f} MB, opset {self.opset}, {', '.join(self.inputs)} -> "
+        verdict = "not verified" if self.verification is None else str(self.verification)
+        return "\n".join([head + ", ".join(self.outputs), str(self.folding), verdict])
+
+
+def to_onnx(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    path: str | os.PathLike[str],
+    *,
+    opset: int = OPSET,
+    dynamic_batch: bool = True,
+    verify: bool = True,
+    tolerance: float = 1e-4,
+) -> OnnxFile:
+    """Write a model in eval mode as one ONNX file, its batch norms folded, and compare the file with the model.
+
+    `example_inputs` is a tensor, the positional arguments, or a dict of keyword arguments.
+    Every input whose first dimension is the batch of the first one gets a dynamic batch.
+    Inputs are named as in forward's signature, outputs by their keys and fields. Weights of
+    more than 2 GB go into a file of the same name with ".data" at the end.
+
+    The model stays as it is: modes, parameters, random state. The file appears at `path` when
+    it is complete and verified, and not before; a failure leaves what was there.
+
+    Raises ExportError if the file cannot be written or the model not be exported, and
+    ExactnessError if an output differs by more than `tolerance` of how much it varies (see
+    `verify`).
+    """
+    destination = Path(path)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ExportError(f"opset={opset}: this version of onnx has the opsets {OLDEST_OPSET} to {NEWEST_OPSET}.")
+    with _create_workplace(destination) as workplace, no_trace():
+        inputs = read_inputs(model, example_inputs)
+        copy = copy_for_evaluation(model)
+        args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
+        output_names, _ = flatten_outputs(copy(*args, **kwargs))
+        output_names = tuple(f"output_{name}" if name in inputs.names else name for name in output_names)
+        graph = _translate(copy, inputs, output_names, opset, dynamic_batch)
+        folding = _simplify(graph)
+        draft = workplace / destination.name
+        _write(graph, draft)
+        verification = None
+        if verify:
+            verification = compare(copy, _load(draft), inputs, tolerance)
+            _require_agreement(verification, type(model).__name__)
+        _publish(workplace, destination)
+    return OnnxFile(destination, destination.stat().st_size, opset, inputs.names, output_names, folding, verification)
+
+
+@contextmanager
+def _create_workplace(destination: Path) -> Iterator[Path]:
+    """Make a temporary folder beside the file to come, which refuses early whatever could not be written later."""
+    if destination.is_dir():
+        raise ExportError(f"{destination} is a folder; give the name of the file to write in it.")
+    if not destination.parent.is_dir():
+        raise ExportError(f"there is no folder {destination.parent}; create it first, or write elsewhere.")
+    try:
+        workplace = tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.")
+    except OSError as error:
+        raise ExportError(f"{destination.parent} cannot be written ({error.strerror}); write elsewhere.") from error
+    with workplace as folder:
+        yield Path(folder)
+
+
+class _Flat(nn.Module):
+    """A model whose inputs and outputs are flat lists of tensors, as an ONNX graph's are."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs = inputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self._inputs.rebuild(tensors)
+        return flatten_outputs(self.model(*args, **kwargs))[1]
+
+
+def _translate(
+    model: nn.Module, inputs: Inputs, output_names: Sequence[str], opset: int, dynamic_batch: bool
+) -> ir.Model:
+    """Run torch's exporter without its optimizer, whose batch-norm fusion gives wrong results (see fold_batchnorm)."""
+    # torch.export makes a constant of a batch of 1.
+    tensors = inputs.resize_batch(max(2, inputs.batch)) if dynamic_batch else inputs.tensors
+    is_dynamic = [dynamic_batch and inputs.is_batched(index) for index in range(len(tensors))]
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if dynamic else None for dynamic in is_dynamic)
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                _Flat(model, inputs).eval(),
+                tensors,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes=(shapes,),
+                input_names=list(inputs.names),
+                output_names=list(output_names),
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(_explain(type(model).__name__, error)) from error
+    assert program is not None
+    if program.model.opset_imports[""] != opset:
+        raise ExportError(f"{type(model).__name__} cannot be written in opset {opset}; leave out `opset`.")
+    return program.model
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's own warnings, log lines and prints, which its user can do nothing about, to itself."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _explain(name: str, error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    reason = f"{type(cause).__name__}: {' '.join(lines[:2])[:300].rstrip('.')}"
+    if "user-specified" in reason or "onstraint" in reason:
+        return (
+            f"{name}'s code depends on the batch size, so no file can serve all; pass dynamic_batch=False ({reason})."
+        )
+    return f"torch's exporter cannot translate {name}; write the operation with others ({reason})."
+
+
+def _simplify(graph: ir.Model) -> Folding:
+    """Fold constants and batch norms and drop what nothing uses, in place."""
+    for value in list(graph.graph.initializers.values()):
+        value.name = str(value.name).removeprefix("model.")  # as in the model's state dict
+    with _silence():
+        optimizer.inline(graph)
+        optimizer.fold_constants(graph, should_fold=_is_rearranged_constant)
+    folding = fold_batchnorm(graph)
+    tidy = (
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),  # stack traces, with the paths of the user's sources
+    )
+    ir.passes.Sequential(*tidy)(graph)
+    return folding
+
+
+def _is_rearranged_constant(node: ir.Node) -> bool | None:
+    """Fold transposed weights of any size: the folder's limit on sizes is for constants that would grow."""
+    is_constant = node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].is_initializer()
+    return True if is_constant else None
+
+
+def _write(graph: ir.Model, draft: Path) -> None:
+    weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    try:
+        ir.save(graph, draft, external_data=f"{draft.name}.data" if weights > ONE_FILE_LIMIT else None)
+    except OSError as error:
+        raise ExportError(f"{draft.name} cannot be written: {error.strerror}.") from error
+
+
+def _load(draft: Path) -> Session:
+    try:
+        return OrtCpu().load(draft, threads=torch.get_num_threads())
+    except ExportError as error:
+        reason = str(error).replace(str(draft), draft.name)
+        raise ExportError(f"{reason}; for another runtime, write it with verify=False.") from error
+
+
+def _require_agreement(verification: Verification, name: str) -> None:
+    if verification.passed:
+        return
+    worst = verification.worst
+    raise ExactnessError(
+        f"the exported {name} does not compute what the model computes: {worst.name} differs by {worst.difference:.2g} "
+        f"where it varies by {worst.variation:.2g}, an error of {worst.error:.2g} above the tolerance of "
+        f"{verification.tolerance:g}, and the model's own rounding error is {worst.rounding:.2g}; nothing was written. "
+        "Pass verify=False to keep the file and look into it."
+    )
+
+
+def _publish(workplace: Path, destination: Path) -> None:
+    """Move the finished files to their places, the one that refers to the other last."""
+    try:
+        for file in sorted(workplace.iterdir(), key=lambda file: file.name == destination.name):
+            os.replace(file, destination.parent / file.name)
+    except OSError as error:
+        raise ExportError(f"{destination} cannot be replaced: {error.strerror}.") from error
