@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+
+from fxprune.masks import Masks
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of the model."""
@@ -39,11 +42,15 @@ class TracedModel(nn.Module):
     """The user's modules under their own names, run by a graph instead of by their Python code.
 
     `forward` runs the graph of the current mode (`self.training`). Submodules, parameter names and
-    the state dict are those of the original; a `train()` or `eval()` sets them as usual.
+    the state dict are those of the original; a `train()` or `eval()` sets them as usual. `inputs` are the
+    example inputs with which the model was traced.
     """
 
-    def __init__(self, root: nn.Module, graphs: Graphs, class_name: str | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, graphs: Graphs, class_name: str | None = None, inputs: Inputs = ((), {})
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.inputs = inputs
         self._modules = root._modules
         self._parameters = root._parameters
         self._buffers = root._buffers
@@ -77,7 +84,7 @@ class TracedModel(nn.Module):
             setattr(shell, part, copy.deepcopy(getattr(self, part), memo))
         shell.training = self.training
         clone = type(self).__new__(type(self))
-        TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name)
+        TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs)
         for name, value in vars(self).items():
             if name not in vars(clone):
                 setattr(clone, name, copy.deepcopy(value, memo))
@@ -89,6 +96,26 @@ class TracedModel(nn.Module):
             f"{self.class_name}: a traced model cannot be pickled whole; save model.state_dict() and "
             "load it into a model prepared in the same way"
         )
+
+
+class PreparedModel(TracedModel):
+    """A traced model with masks between its parameters and the ops that use them.
+
+    `fxprune` holds the masks and their state, `plain` the graphs without them.
+    """
+
+    fxprune: Masks
+
+    def __init__(self, model: TracedModel, masks: Masks) -> None:
+        super().__init__(model, model.graphs.copy(), model.class_name, model.inputs)
+        self.plain = model.graphs
+        self.fxprune = masks
+
+
+def find_tensor(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer that a graph gets under this name; with a parametrization, what that computes."""
+    value: Tensor = operator.attrgetter(name)(model)
+    return value
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.model import Inputs, TracedModel
 from fxprune.passes.trace import in_eval_mode
-from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
-from fxprune.shadow.rules import align, find_rule
+from fxprune.shadow.ids import IdTable, Norm, Pin, Reader
+from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
 
 
-class Shadow(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Shadow:
     """What the analysis knows of one tensor of the graph."""
 
     shape: tuple[int, ...]
@@ -44,6 +47,8 @@ class Channels:
     values: list[dict[fx.Node, Any]]  # by graph, in the order of `Graphs`
     effects: list[dict[fx.Node, Shadow]]
     moves: set[fx.Node]  # nodes that only move elements
+    elementwise: set[fx.Node]  # nodes that work position by position
+    weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
     readers: list[Reader]
     norms: list[Norm]
     pins: dict[Pin, Tensor]
@@ -62,19 +67,15 @@ class Channels:
                     yield name, dim, self.units_along(name, dim)
 
 
-def analyse(model: TracedModel, inputs: Inputs, parameter_ids: dict[str, Ids] | None = None) -> Channels:
+def analyse(model: TracedModel, inputs: Inputs) -> Channels:
     """Run both graphs of a model on shadows and unite the ids of both.
 
     The model itself is not run: its parameters are read, nothing is written, and its modes are put back.
-    `parameter_ids` gives parameters ids of an earlier analysis, to compare a rewritten graph with.
     """
     table = IdTable()
-    if parameter_ids is not None:
-        table.count = 1 + max((int(t.max()) for ids in parameter_ids.values() for t in ids), default=0)
     run = ShadowRun(model, table)
     for name, tensor in tensors_of(model):
-        given = None if parameter_ids is None else parameter_ids.get(name)
-        run.add_parameter(name, tensor, given)
+        run.add_parameter(name, tensor)
     values, effects = [], []
     for graph in model.graphs:
         results, written = run.run(graph, inputs)
@@ -83,7 +84,7 @@ def analyse(model: TracedModel, inputs: Inputs, parameter_ids: dict[str, Ids] | 
     units = table.resolve()
     pins = {pin: torch.cat(ids) for pin, ids in table.pins.items()}
     return Channels(
-        units, run.parameters, values, effects, run.moves, table.readers, table.norms, pins
+        units, run.parameters, values, effects, run.moves, run.elementwise, table.weights, table.readers, table.norms, pins
     )
 
 
@@ -102,7 +103,8 @@ class ShadowRun:
         self.mode = ShadowMode(self.follow, table.fresh)
         self.parameters: dict[str, Shadow] = {}
         self.moves: set[fx.Node] = set()
-        self.only_moved = True
+        self.elementwise: set[fx.Node] = set()
+        self.only_moved = self.only_elements = True
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
         """Give a parameter its ids, and let the run know it wherever it appears."""
@@ -113,7 +115,9 @@ class ShadowRun:
     def follow(self, call: Call) -> list[tuple[Ids, Constant | None]]:
         """Apply the op's rule to both shadows."""
         rule = find_rule(call.op)
+        call.moves = rule.moves
         self.only_moved &= rule.moves
+        self.only_elements &= rule is ELEMENTWISE
         if not call.tensors:
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
         ids = rule.ids(self.table, call)
@@ -125,26 +129,32 @@ class ShadowRun:
         env: dict[fx.Node, Any] = {}
         results: dict[fx.Node, Any] = {}
         effects: dict[fx.Node, Shadow] = {}
-        as_shadows = tree_map_only(Tensor, lambda t: ShadowTensor(t.to("meta")), bind(graph, inputs))
-        named = iter(as_shadows)
+        named = bind_shadows(graph, inputs)
         last_use = find_last_uses(graph)
+        with torch.no_grad(), in_eval_mode(self.model), self.quietly():
+            for node in graph.nodes:
+                self.table.node, self.only_moved, self.only_elements = node, True, True
+                env[node] = self.run_node(node, env, named)
+                if is_inplace(node):
+                    effects[node] = freeze(env[node.args[0]])  # type: ignore[index]
+                results[node] = freeze(env[node])
+                if node.op.startswith("call_"):
+                    self.moves |= {node} if self.only_moved else set()
+                    self.elementwise |= {node} if self.only_elements else set()
+                for used in last_use.get(node, ()):
+                    del env[used]
+        return results, effects
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Let composite layers arrive as their parts, and leave the random state alone."""
         fastpath = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.no_grad(), in_eval_mode(self.model), torch.random.fork_rng(devices=[]):
-                for node in graph.nodes:
-                    self.table.node, self.only_moved = node, True
-                    env[node] = self.run_node(node, env, named)
-                    if is_inplace(node):
-                        effects[node] = freeze(env[node.args[0]])  # type: ignore[index]
-                    results[node] = freeze(env[node])
-                    if self.only_moved and node.op in ("call_function", "call_method"):
-                        self.moves.add(node)
-                    for used in last_use.get(node, ()):
-                        del env[used]
+            with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
-        return results, effects
 
     def run_node(self, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any]) -> Any:
         """Run one node on shadows."""
@@ -160,6 +170,7 @@ class ShadowRun:
             result = self.execute(node, args, kwargs)
         if isinstance(result, Tensor):
             result = self.mode.wrap(result)
+            result.source = str(node.target) if node.op == "get_attr" else result.source
         if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
             module = self.model.get_submodule(str(node.target))
             tensors = [*map(self.mode.wrap, module.parameters()), *tree_leaves((args, kwargs, result))]
@@ -215,9 +226,10 @@ def find_last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return last
 
 
-def bind(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """Order the inputs as the graph's placeholders stand."""
+def bind_shadows(graph: fx.Graph, inputs: Inputs) -> Iterator[Any]:
+    """Go through shadows of the inputs, as the graph's placeholders stand."""
     args, kwargs = inputs
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     positional = iter(args)
-    return [kwargs[name] if name in kwargs else next(positional) for name in names]
+    values = [kwargs[name] if name in kwargs else next(positional) for name in names]
+    return iter(tree_map_only(Tensor, lambda t: ShadowTensor(t.to("meta")), values))

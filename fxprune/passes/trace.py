@@ -48,7 +48,7 @@ def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
     for name, module in root.named_modules():
         module.training = modes[name]
     same = describe(graphs[True]) == describe(graphs[False])
-    return TracedModel(root, Graphs(graphs[False] if same else graphs[True], graphs[False]))
+    return TracedModel(root, Graphs(graphs[False] if same else graphs[True], graphs[False]), inputs=inputs)
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -71,7 +71,7 @@ def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
             graph = tracer.trace(root)
     except (TraceError, GuardViolated):
         raise
-    except Exception as error:  # noqa: BLE001 - the model's own code may raise anything
+    except Exception as error:
         mode = "training" if root.training else "eval"
         raise TraceError(
             f"{type(root).__name__} does not run on the example inputs in {mode} mode: {error} ({find_error(error)}); "

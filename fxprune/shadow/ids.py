@@ -36,10 +36,11 @@ class Reader:
     """
 
     node: fx.Node
+    source: str | None  # the parameter that is the weight, under the name by which the graph gets it
     columns: Tensor  # [groups, columns]
     rows: Tensor  # [groups, rows]
     weight: Tensor | None  # [groups, rows, columns, positions]; None where it depends on an input
-    weight_ids: Tensor  # [columns], the ids of the weight's own contracted dimension
+    dim: int  # the weight's own dimension that is contracted
     constant: Constant  # value and known, [groups, columns] each
     border: bool  # whether zeros are mixed in at the border
 
@@ -62,6 +63,7 @@ class IdTable:
     rectangles: list[Tensor] = field(default_factory=list)  # ids that vary along several dimensions where computed
     readers: list[Reader] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)  # weights of contractions, and the dimension of their rows
     node: fx.Node | None = None  # the node of the graph that is running
 
     def fresh(self, shape: torch.Size | tuple[int, ...]) -> Ids:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from fxprune.shadow.ids import IdTable, Norm, Reader
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, compress, constant_of, varying
@@ -105,6 +105,12 @@ def overwrite(table: IdTable, call: Call) -> list[Ids]:
 
 def copy_constant(call: Call) -> list[Constant | None]:
     return [constant_of(call.args[1])]
+
+
+def restride(table: IdTable, call: Call) -> list[Ids]:
+    """Follow as_strided where only the memory layout changes, as pooling of channels_last images does it."""
+    same = call.outputs[0].shape == call.tensors[0].shape
+    return keep_first(table, call) if same else pin_inputs(table, call)
 
 
 def fill_like(call: Call) -> list[Constant | None]:
@@ -262,6 +268,7 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
     if groups > 1 and 1 in (inputs.size(1), rows.size(1)):
         table.unite(inputs, rows[:, :1])
         table.unite(rows, rows[:, :1])
+        note_weight(table, weight, 1 if transposed else 0)
         if inputs.size(1) > 1:
             table.pin(columns[0], "a group with one output is removed as a whole")
     else:
@@ -269,7 +276,7 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
         table.unite(columns, columns[:1])
         table.unite(rows, rows[:1])
         constant = channel_constant(x, 1, inputs.numel())
-        add_reader(table, weight, inputs, rows, kernel, columns[0], constant, mixes_border(call))
+        add_reader(table, weight, inputs, rows, kernel, constant, 0 if transposed else 1, mixes_border(call))
     output = rows.reshape(-1)
     if isinstance(bias, ShadowTensor):
         table.unite(output, channel_ids(bias.ids, 0, bias.size(0)))
@@ -278,14 +285,21 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
 
 
 def add_reader(
-    table: IdTable, weight: ShadowTensor, inputs: Tensor, rows: Tensor, kernel: Tensor, columns: Tensor,
-    constant: Constant, border: bool,
+    table: IdTable, weight: ShadowTensor, inputs: Tensor, rows: Tensor, kernel: Tensor,
+    constant: Constant, dim: int, border: bool,
 ) -> None:  # fmt: skip
     """Note a contraction, with the weight's values where no input of the model reaches it."""
     assert table.node is not None
     real = kernel if weight.is_real else None
     shaped = Constant(*(c.view_as(inputs) for c in constant))
-    table.readers.append(Reader(table.node, inputs, rows, real, columns, shaped, border))
+    note_weight(table, weight, 1 - dim)
+    table.readers.append(Reader(table.node, weight.source, inputs, rows, real, dim, shaped, border))
+
+
+def note_weight(table: IdTable, weight: ShadowTensor, rows: int) -> None:
+    """Note a parameter that is the weight of a contraction."""
+    if weight.source is not None:
+        table.weights[weight.source] = rows
 
 
 def mixes_border(call: Call) -> bool:
@@ -330,10 +344,16 @@ def multiply_matrices(table: IdTable, call: Call) -> list[Ids]:
     pin_other(table, a.ids, {0, 1}, "a matrix product mixes a dimension of channels")
     table.unite(inputs, columns)
     kernel = b.inner.t()[None, :, :, None]
-    add_reader(table, b, inputs[None], rows[None], kernel, columns, channel_constant(a, 1, a.size(1)), False)
+    constant = channel_constant(a, 1, a.size(1))
+    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b, columns), False)
     if isinstance(bias, ShadowTensor):
         table.unite(rows, channel_ids(bias.ids, bias.dim() - 1, bias.size(-1)))
     return [(rows.view(1, -1), *[t for t in a.ids if varying(t) == [0]])]
+
+
+def contracted_dim(weight: ShadowTensor, columns: Tensor) -> int:
+    """The dimension of the parameter behind a matrix whose rows are contracted: `linear` reads it transposed."""
+    return 1 if weight.view_of is not None and weight.stride(0) == 1 else 0
 
 
 def multiply_constants(call: Call) -> list[Constant | None]:
@@ -552,7 +572,8 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(overwrite, copy_constant), "copy"),
     (LIKE, "zeros_like ones_like full_like empty_like rand_like randn_like zero fill new_empty_like bernoulli"),
     (Rule(keep_first, unknown), "native_dropout uniform normal random"),
-    (ELEMENTWISE, "masked_fill _prelu_kernel prelu triu tril hardtanh relu6 where clamp"),
+    (Rule(restride, keep_constant), "as_strided"),
+    (ELEMENTWISE, "hardswish hardsigmoid masked_fill _prelu_kernel prelu triu tril hardtanh relu6 where clamp"),
     (POOL, "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d"),
     (POOL, "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool1d"),
     (POOL, "adaptive_max_pool2d adaptive_max_pool3d reflection_pad1d reflection_pad2d reflection_pad3d"),

@@ -42,6 +42,7 @@ class ShadowTensor(torch.Tensor):
     inner: Tensor
     ids: Ids
     constant: Constant | None
+    source: str | None  # the parameter of the graph whose elements these are, only moved
     view_of: View | None
     views: list[weakref.ref[ShadowTensor]]
 
@@ -59,7 +60,7 @@ class ShadowTensor(torch.Tensor):
             device="cpu",
         )
         self.inner, self.ids, self.constant = inner, ids, constant
-        self.view_of, self.views = None, []
+        self.source, self.view_of, self.views = None, None, []
         return self
 
     @classmethod
@@ -83,6 +84,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor] = field(default_factory=list)  # shapes, and values where no input reaches
+    moves: bool = False  # whether its rule only moves elements
 
     @property
     def tensors(self) -> list[ShadowTensor]:
@@ -133,9 +135,13 @@ class ShadowMode(TorchDispatchMode):
             written.inner = call.outputs[0] if call.outputs else written.inner
             write(written, *shadows[0])
             return written
-        wrapped = iter([ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)])
+        wrapped = [ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)]
+        if call.moves and isinstance(args[0], ShadowTensor):
+            for moved in wrapped:
+                moved.source = args[0].source
         leaves, spec = tree_flatten(result)
-        wrapped_leaves = [next(wrapped) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        following = iter(wrapped)
+        wrapped_leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         if func.is_view:
             for index, leaf in enumerate(wrapped_leaves):
                 link(leaf, args[0], replay_view(call, index))

@@ -1,0 +1,176 @@
+"""What a user calls: prepare a model for pruning, and convert it to a smaller one; each a straight line of passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.errors import ExactnessError, FxpruneError, TargetError
+from fxprune.masks import Granularity, Masks
+from fxprune.methods.base import Method
+from fxprune.methods.feather import Feather
+from fxprune.methods.targets import Sparsity
+from fxprune.model import Inputs, PreparedModel, TracedModel, as_inputs
+from fxprune.passes.analyse import analyse
+from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
+from fxprune.passes.check_exact import check_exact, find_first_difference
+from fxprune.passes.decompose import decompose
+from fxprune.passes.exclude import Pattern, find_excluded
+from fxprune.passes.find_dead import Plan, find_dead
+from fxprune.passes.guess_inputs import guess_inputs
+from fxprune.passes.insert_masks import insert_unit_masks, insert_weight_masks
+from fxprune.passes.mend import CannotMend
+from fxprune.passes.shrink import shrink
+from fxprune.passes.trace import trace
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    method: Method | None = None,
+    target: Sparsity | None = None,
+    granularity: Granularity = "channel",
+    exclude: Sequence[Pattern] = (),
+) -> PreparedModel:
+    """Return a copy of `model` that learns to be sparse in its owner's training loop.
+
+    The copy has parameters of its own (make the optimizer from them, and give both to `Scheduler`), the
+    state dict of the original plus fxprune's own state under the prefix `fxprune.`, and the original's mode.
+    Until the first step of a `Scheduler` nothing is masked.
+
+    Args:
+        model: any module that can be traced; it stays as it was.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; any other batch or
+            image size that the model takes may follow. None makes one from the first layer.
+        method: how gates follow from magnitudes; `Feather()` if None.
+        target: how much is masked at the end of the schedule; `Sparsity(0.5)` if None.
+        granularity: "weight" for one gate per weight, "channel" for one per unit of tied channels.
+        exclude: layers to leave as they are: names, globs over names, types of modules, or predicates
+            of (name, module). The model's inputs and outputs are left as they are anyway.
+
+    Raises:
+        TraceError: the model cannot be traced, or does not run on the inputs.
+        PatternError: a pattern of `exclude` matches nothing.
+        TargetError: nothing is left to prune, or the granularity is unknown.
+    """
+    method, target = method or Feather(), target or Sparsity(0.5)
+    check_arguments(model, method, target, granularity)
+    excluded = find_excluded(model, exclude)
+    inputs = guess_inputs(model) if example_inputs is None else as_inputs(example_inputs)
+    traced = trace(model, inputs)
+    decompose(traced)
+    channels = analyse(traced, inputs)
+    insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
+    return insert(traced, channels, method, target, excluded)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion removed, what it could not, and how exact it is."""
+
+    parameters_before: int
+    parameters_after: int
+    units_removed: int
+    kept: dict[str, int]  # closed units that stay, by reason
+    error: float | None  # largest output difference, relative to the outputs' range; None if not checked
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.parameters_before:,} parameters became {self.parameters_after:,}; {self.units_removed:,} units went",
+            "not checked" if self.error is None else f"largest output difference {self.error:.1e} of the outputs' range",
+        ]
+        return "\n".join(lines + [f"{count} units stay: {reason}" for reason, count in self.kept.items()])
+
+
+def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True) -> TracedModel:
+    """Return a smaller dense model that computes what `model.eval()` computes.
+
+    A prepared model loses what its gates close, as they are now; any other model loses what is provably
+    dead. The result is in the mode of `model`, trains on, exports, and can be prepared again; its
+    `report` says what went and what had to stay. `model` and the random state stay as they were.
+
+    Args:
+        model: a prepared model, or any other that can be traced.
+        example_inputs: as for `prepare`; a prepared model brings its own.
+        check: run both models and compare.
+
+    Raises:
+        ExactnessError: the outputs differ by more than rounding; the first node that differs is named.
+    """
+    inputs = find_inputs(model, example_inputs)
+    if isinstance(model, PreparedModel):
+        source = bake_masks(model)
+    else:
+        source = trace(model, inputs)
+        bake_parametrizations(source)
+        decompose(source)
+    channels = analyse(source, inputs)
+    closed = find_closed(model, channels) if isinstance(model, PreparedModel) else None
+    compact, plan = shrink_all(source, channels, closed, inputs)
+    error = None
+    if check:
+        try:
+            error = check_exact(model, compact, inputs)
+        except ExactnessError as wrong:
+            first = find_first_difference(source, compact, channels, plan, inputs)
+            raise ExactnessError(
+                f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
+                "model; until it is mended leave that layer out with exclude=[...]"
+            ) from wrong
+    compact.report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)
+    return compact
+
+
+def shrink_all(
+    source: TracedModel, channels: Any, closed: torch.Tensor | None, inputs: Inputs
+) -> tuple[TracedModel, Plan]:  # fmt: skip
+    """Shrink by all dead units; those for which a node has no smaller form stay."""
+    keep = torch.zeros(len(channels.units), dtype=torch.bool)
+    reasons: dict[str, int] = {}
+    while True:
+        plan = find_dead(source, channels, closed, keep)
+        try:
+            compact = shrink(source, channels, plan, inputs)
+        except CannotMend as refusal:
+            new = refusal.units[plan.dead[refusal.units]]
+            if not len(new):
+                raise FxpruneError(f"{refusal}, although nothing of it was to go; please report this model") from refusal
+            keep[new] = True
+            reasons[str(refusal)] = len(new)
+            continue
+        plan.kept.update(reasons)
+        return compact, plan
+
+
+def find_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
+    """The inputs to convert with: those given, those that the model was traced with, or a guess."""
+    if example_inputs is not None:
+        return as_inputs(example_inputs)
+    return model.inputs if isinstance(model, TracedModel) else guess_inputs(model)
+
+
+def check_arguments(model: nn.Module, method: Method, target: Sparsity, granularity: str) -> None:
+    """Refuse arguments of the wrong kind before any work."""
+    if not isinstance(model, nn.Module):
+        raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(getattr(model, "fxprune", None), Masks):
+        raise FxpruneError("this model is prepared already; convert it, or prepare the original again")
+    if hasattr(model, "fxprune"):
+        raise FxpruneError("the model has an attribute `fxprune`, under which fxprune keeps its state; rename it")
+    if not isinstance(method, Method):
+        raise FxpruneError(f"method={method!r}: give an instance such as fxprune.Feather() or fxprune.ST3(sigma=True)")
+    if not isinstance(target, Sparsity):
+        raise TargetError(f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end")
+    if granularity not in ("weight", "channel"):
+        raise TargetError(f"granularity={granularity!r}: give 'weight' or 'channel'")
+
+
+def count(model: nn.Module) -> int:
+    """Count the model's parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())

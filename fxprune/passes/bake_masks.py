@@ -1,0 +1,76 @@
+"""How gates become weights: the prepared model without its masks, every weight as its mask leaves it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fxprune.masks import Alive, UnitMask, WeightMask
+from fxprune.model import PreparedModel, TracedModel, find_tensor
+from fxprune.passes.analyse import Channels
+
+
+@torch.no_grad()
+def bake_masks(prepared: PreparedModel) -> TracedModel:
+    """Return a copy without masks that computes the same, but for norms over channels that are closed.
+
+    Parametrizations (weight norm, spectral norm) are baked too; `prepared` stays as it was.
+    """
+    values = {mask.parameter: mask(find_tensor(prepared, mask.parameter)) for _, _, mask in masks_of(prepared)}
+    shell = nn.Module()
+    shell._modules = copy.deepcopy({name: child for name, child in prepared._modules.items() if name != "fxprune"})
+    shell._parameters, shell._buffers = copy.deepcopy((prepared._parameters, prepared._buffers))
+    shell._non_persistent_buffers_set = set(prepared._non_persistent_buffers_set)
+    shell.training = prepared.training
+    bake_parametrizations(shell)
+    for name, value in values.items():
+        find_tensor(shell, name).data = value.clone()
+    return TracedModel(shell, prepared.plain.copy(), prepared.class_name, prepared.inputs)
+
+
+class FrozenMask(nn.Module):
+    """A mask whose result no longer follows the weight."""
+
+    def __init__(self, masked: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("masked", masked)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.masked  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def freeze_masks(prepared: PreparedModel) -> PreparedModel:
+    """Return a copy whose masked weights are what they are now, to the last bit, in whatever precision it runs."""
+    frozen = copy.deepcopy(prepared)
+    for masks, key, mask in masks_of(frozen):
+        masks[key] = FrozenMask(mask(find_tensor(frozen, mask.parameter)).clone())
+    return frozen
+
+
+def masks_of(prepared: PreparedModel) -> list[tuple[nn.ModuleDict, str, WeightMask | UnitMask]]:
+    """List the masks of a prepared model: the container, the key, and the mask."""
+    found = []
+    for container in (prepared.fxprune.weight_masks, prepared.fxprune.unit_masks):
+        found += [(container, key, mask) for key, mask in container.items() if isinstance(mask, (WeightMask, UnitMask))]
+    return found
+
+
+def bake_parametrizations(model: nn.Module) -> None:
+    """Replace each parametrized tensor by what its parametrization computes."""
+    for module in model.modules():
+        for name in list(getattr(module, "parametrizations", {})):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def find_closed(prepared: PreparedModel, channels: Channels) -> Tensor:
+    """Which units the living norms leave out of their statistics, bool [units]."""
+    closed = torch.zeros(len(channels.units), dtype=torch.bool)
+    for norm in channels.norms:
+        record = prepared.fxprune.alive[norm.node.name] if norm.node.name in prepared.fxprune.alive else None
+        if isinstance(record, Alive):
+            closed[channels.units[norm.ids[(record.open == 0).cpu()]]] = True
+    return closed

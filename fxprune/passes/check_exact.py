@@ -1,0 +1,125 @@
+"""Whether a converted model computes what its source computes, and if not, from which node on it does not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from fxprune.errors import ExactnessError
+from fxprune.model import Inputs, PreparedModel, TracedModel
+from fxprune.passes.analyse import Channels, Shadow
+from fxprune.passes.bake_masks import freeze_masks
+from fxprune.passes.find_dead import Plan
+from fxprune.passes.trace import in_eval_mode
+
+SINGLE, DOUBLE = 1e-5, 1e-9
+"""The largest difference, relative to how much the outputs vary with the input, that rounding explains."""
+
+
+def check_exact(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
+    """Compare both models in eval mode on the inputs and on fresh random ones; return the relative error.
+
+    Where single precision leaves a doubt, double precision decides. Neither model is changed.
+
+    Raises:
+        ExactnessError: the outputs differ by more than rounding.
+    """
+    single = next((p.dtype for p in source.parameters()), torch.float32)
+    error = compare(source, compact, inputs)
+    if error <= (DOUBLE if single is torch.float64 else SINGLE):
+        return error
+    doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+    frozen = freeze_masks(source) if isinstance(source, PreparedModel) else copy.deepcopy(source)
+    exact = compare(frozen.double(), copy.deepcopy(compact).double(), doubled)
+    if exact <= DOUBLE:
+        return error
+    raise ExactnessError(f"the converted model's outputs differ from the prepared model's by {exact:.1e} of their range")
+
+
+@torch.no_grad()
+def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
+    """The largest difference of any output, divided by how much that output varies over inputs."""
+    ours, theirs = [], []
+    with in_eval_mode(source), in_eval_mode(compact):
+        for each in vary(inputs):
+            theirs.append(outputs_of(source, each))
+            ours.append(outputs_of(compact, each))
+    worst = 0.0
+    for output in range(len(theirs[0])):
+        expected, actual = (torch.stack([run[output] for run in runs]).double() for runs in (theirs, ours))
+        if not expected.numel():
+            continue
+        spread = (expected.amax(0) - expected.amin(0)).max()
+        size = spread if spread > 1e-6 * expected.abs().max() else expected.abs().max().clamp(min=1e-30)
+        difference = torch.where(expected.isnan() & actual.isnan(), 0.0, (expected - actual).abs()).max()
+        worst = max(worst, float("inf") if difference.isnan() else float(difference / size))
+    return worst
+
+
+def vary(inputs: Inputs) -> Iterator[Inputs]:
+    """The inputs as they are, and twice with noise of their own size; whole numbers stay."""
+    yield inputs
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        yield tree_map_only(
+            Tensor,
+            lambda t: (t + torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0).clamp(min=0.1))
+            if is_float(t)
+            else t,
+            inputs,
+        )
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a model and list its output tensors; the inputs stay as they are, whatever the model does to them."""
+    args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
+    return [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+@torch.no_grad()
+def find_first_difference(
+    baked: TracedModel, compact: TracedModel, channels: Channels, plan: Plan, inputs: Inputs
+) -> str:  # fmt: skip
+    """Name the first node whose living channels differ between the two models, and its line in the user's model."""
+    doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+    source, target = copy.deepcopy(baked).double(), copy.deepcopy(compact).double()
+    with in_eval_mode(source), in_eval_mode(target):
+        expected, actual = run_nodes(source, doubled), run_nodes(target, doubled)
+    closed_norms = {norm.node.name for norm in channels.norms}
+    for node in baked.graphs.eval.nodes:
+        shadow = channels.values[0][node]
+        if not isinstance(shadow, Shadow) or node.name not in actual or node.name in closed_norms:
+            continue
+        wanted, got = expected[node.name], actual[node.name]
+        for dim, keep in plan.alive_along(channels, shadow).items():
+            wanted = wanted.index_select(dim, keep.nonzero().reshape(-1).to(wanted.device))
+        if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):
+            return f"{node.name} ({node.meta.get('where', 'no line known')})"
+    return "the output alone"
+
+
+def run_nodes(model: TracedModel, inputs: Inputs) -> dict[str, Tensor]:
+    """Run the eval graph node by node and keep every tensor, by the node's name."""
+    results: dict[str, Tensor] = {}
+
+    class Keeping(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor):
+                results[n.name] = value.clone()
+            return value
+
+    args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
+    names = [str(n.target) for n in model.graphs.eval.nodes if n.op == "placeholder"]
+    positional = iter(args)
+    Keeping(model, graph=model.graphs.eval).run(*[kwargs[n] if n in kwargs else next(positional) for n in names])
+    return results

@@ -1,0 +1,49 @@
+"""Which parameters the user leaves out: patterns by name, glob, type or predicate."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from fxprune.errors import PatternError
+
+Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""A module's name or a glob over names, a type of module, or a predicate of name and module."""
+
+
+def find_excluded(model: nn.Module, patterns: Sequence[Pattern]) -> set[str]:
+    """Return the names of all parameters inside the modules that the patterns match.
+
+    Raises:
+        PatternError: a pattern matches nothing, or is no name, type or predicate.
+    """
+    if isinstance(patterns, str):
+        raise PatternError(f"exclude={patterns!r} is one text; give a list: exclude=[{patterns!r}]")
+    excluded: set[str] = set()
+    for pattern in patterns:
+        owners = [name for name, module in model.named_modules(remove_duplicate=False) if matches(pattern, name, module)]
+        named = [n for n, _ in all_parameters(model) if isinstance(pattern, str) and fnmatch.fnmatchcase(n, pattern)]
+        if not owners and not named:
+            known = ", ".join([n for n, _ in model.named_modules() if n][:5])
+            raise PatternError(f"exclude={pattern!r} matches no module or parameter; names look like {known}, ...")
+        excluded.update(named)
+        excluded.update(n for n, _ in all_parameters(model) for owner in owners if n.startswith(owner + ".") or not owner)
+    return excluded
+
+
+def all_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """List parameters under all their names, tied ones too."""
+    return list(model.named_parameters(remove_duplicate=False))
+
+
+def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
+    """Whether one pattern matches one module."""
+    if isinstance(pattern, str):
+        return bool(name) and fnmatch.fnmatchcase(name, pattern)
+    if isinstance(pattern, type):
+        return issubclass(pattern, nn.Module) and isinstance(module, pattern)
+    if callable(pattern):
+        return bool(name) and bool(pattern(name, module))
+    raise PatternError(f"exclude takes names, globs, types of modules and predicates of (name, module); not {pattern!r}")

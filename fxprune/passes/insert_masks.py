@@ -1,0 +1,149 @@
+"""Where the masks go: into the graphs, between a parameter and the op that uses it.
+
+At weight granularity every weight of a contraction gets a mask. At channel granularity a unit's gate sits
+on the columns of the contractions that read it: exactly once on every path from where the unit is made to
+where it is summed away, where a closed column keeps its gradient and no constant arises.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.errors import TargetError
+from fxprune.masks import Masks
+from fxprune.methods.base import Method
+from fxprune.methods.scores import Slice
+from fxprune.methods.targets import Sparsity
+from fxprune.model import PreparedModel, TracedModel, find_tensor
+from fxprune.passes.analyse import Channels
+from fxprune.passes.living_norm import living_layer_norm
+from fxprune.shadow.ids import PINNED, Reader
+
+
+def insert_weight_masks(
+    model: TracedModel, channels: Channels, method: Method, target: Sparsity, excluded: set[str]
+) -> PreparedModel:  # fmt: skip
+    """Give every weight of a convolution or linear layer a mask of its own, but the excluded ones."""
+    masks = Masks(method, target, "weight")
+    for name, rows in channels.weights.items():
+        if name not in excluded:
+            masks.add_weight_mask(name, find_tensor(model, name), rows)
+    if not masks.weight_masks:
+        raise TargetError("no weight is left to prune: the model has no convolution or linear layer that is not excluded")
+    prepared = PreparedModel(model, masks)
+    for graph in prepared.graphs:
+        for name in channels.weights:
+            if name not in excluded:
+                insert_mask(graph, name, f"fxprune.weight_masks.{key_of(name)}")
+    prepared.set_graphs(prepared.graphs)
+    return prepared
+
+
+def insert_unit_masks(
+    model: TracedModel, channels: Channels, method: Method, target: Sparsity, excluded: set[str]
+) -> PreparedModel:  # fmt: skip
+    """Give every prunable unit a gate, on the columns of all contractions that read it."""
+    numbers = number_units(model, channels, excluded)
+    count = int(numbers.max()) + 1
+    if count == 0:
+        raise TargetError(
+            "no channel is left to prune: all are outputs, excluded, or tied to an op that needs them "
+            f"({'; '.join(str(pin) for pin in list(channels.pins)[:3])})"
+        )
+    masks = Masks(method, target, "channel", units=count, slices=list(find_slices(model, channels, numbers)))
+    readers = {r.source: r for r in channels.readers if r.source is not None}
+    masked = {}
+    for name, reader in readers.items():
+        index = numbers[channels.units[reader.columns[0]]]
+        if bool((index >= 0).any()):
+            masked[name] = masks.add_unit_mask(name, reader.dim, index)
+    norms = {norm.node: masks.add_alive(norm.node.name, numbers[channels.units[norm.ids]]) for norm in channels.norms}
+    prepared = PreparedModel(model, masks)
+    alike = dict(zip((n for g in model.graphs for n in g.nodes), (n for g in prepared.graphs for n in g.nodes), strict=True))
+    for norm in norms:
+        use_living_norm(alike[norm])
+    for graph in prepared.graphs:
+        for name in masked:
+            insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
+    prepared.set_graphs(prepared.graphs)
+    return prepared
+
+
+def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> Tensor:
+    """Number the prunable units from 0, [units]; -1 for all others.
+
+    Prunable is what some contraction reads, if all that read it can be masked: their weight is a parameter
+    of the graph which nothing else uses.
+    """
+    allowed = torch.zeros(len(channels.units), dtype=torch.bool)
+    maskable = find_maskable(model, channels)
+    for reader in channels.readers:
+        allowed[channels.units[reader.columns]] = True
+    for reader in channels.readers:
+        if reader.source not in maskable:
+            allowed[channels.units[reader.columns]] = False
+    for norm in channels.norms:
+        if norm.node.target is not F.layer_norm:
+            allowed[channels.units[norm.ids]] = False
+    for name, _, units in channels.positions():
+        if name in excluded:
+            allowed[units] = False
+    allowed[PINNED] = False
+    return torch.where(allowed, allowed.cumsum(0) - 1, -1)
+
+
+def find_maskable(model: TracedModel, channels: Channels) -> set[str]:
+    """The weights that only contractions use, all along the same dimension."""
+    reading: dict[str, set[tuple[fx.Node, int]]] = {}
+    for reader in channels.readers:
+        if reader.source is not None:
+            reading.setdefault(reader.source, set()).add((reader.node, reader.dim))
+    maskable = set()
+    for name, uses in reading.items():
+        users = {u for g in model.graphs for n in g.nodes if n.op == "get_attr" and n.target == name for u in n.users}
+        if users == {node for node, _ in uses} and len({dim for _, dim in uses}) == 1:
+            maskable.add(name)
+    return maskable
+
+
+def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list[Slice]:
+    """List where prunable units appear in what scores them: weights, and the scales of norms."""
+    slices = []
+    trained = dict(model.named_parameters())
+    for name, dim, units in channels.positions():
+        if name not in trained or (trained[name].dim() == 1 and not name.endswith("weight")):
+            continue
+        index = numbers[units]
+        if bool((index >= 0).any()):
+            slices.append(Slice(name, dim, index.to(trained[name].device)))
+    return slices
+
+
+def insert_mask(graph: fx.Graph, name: str, mask: str) -> None:
+    """Put a mask behind the node that gets a parameter."""
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.target == name:
+            with graph.inserting_after(node):
+                masked = graph.call_module(mask, (node,))
+            masked.meta = dict(node.meta)
+            node.replace_all_uses_with(masked, delete_user_cb=lambda user, m=masked: user is not m)
+
+
+def use_living_norm(node: fx.Node) -> None:
+    """Let a layer norm take its statistics over the open channels only."""
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    with node.graph.inserting_before(node):
+        is_open = node.graph.get_attr(f"fxprune.alive.{key_of(node.name)}.open")
+    node.target = living_layer_norm
+    node.args = (given["input"], is_open, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+    node.kwargs = {}
+
+
+def key_of(name: str) -> str:
+    """The name of a parameter's mask."""
+    return name.replace(".", "-")
+
+

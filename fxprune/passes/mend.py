@@ -1,0 +1,316 @@
+"""How the graph of a smaller model is mended: literals that no longer fit, and moves that have no smaller form.
+
+The smaller graph is run on shadows, node by node, and each result is compared with what the larger graph
+gave, less the dead units. A node that raises, or gives other channels, is tried with other literals; if
+none fits, and it only moves elements, it is replaced by one selection from where those elements stand.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from fxprune.errors import FxpruneError
+from fxprune.model import Inputs, TracedModel
+from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, freeze
+from fxprune.passes.find_dead import Plan
+from fxprune.passes.trace import check_guard, in_eval_mode
+from fxprune.shadow.ids import IdTable
+
+MOST_TRIALS = 256
+
+RAGGED = object()
+"""Stands for a result that has no dense form; only the selection that replaces a chain of moves passes it by."""
+
+
+class CannotMend(FxpruneError):  # noqa: N818 - a refusal that conversion answers by keeping units
+    """A node has no form for so few channels."""
+
+    def __init__(self, node: fx.Node, units: Tensor) -> None:
+        super().__init__(f"{node.name} ({node.meta.get('where', '')}) cannot be made smaller")
+        self.node, self.units = node, units
+
+
+class Mender:
+    """The run of one smaller graph beside the results of the larger one."""
+
+    def __init__(
+        self, compact: TracedModel, model: TracedModel, graph: fx.Graph, originals: dict[fx.Node, fx.Node],
+        channels: Channels, index: int, plan: Plan,
+    ) -> None:  # fmt: skip
+        self.compact, self.model, self.graph, self.originals = compact, model, graph, originals
+        self.channels, self.plan = channels, plan
+        self.values, self.effects = channels.values[index], channels.effects[index]
+        self.env: dict[fx.Node, Any] = {}
+
+    def run_all(self, inputs: Inputs, shadows: dict[str, Shadow]) -> None:
+        """Run the graph, mending each node that needs it."""
+        table = IdTable(count=len(self.channels.units))
+        self.limit = 1 + max((int(t.max()) for s in shadows.values() for t in s.ids if t.numel()), default=0)
+        self.run = ShadowRun(self.compact, table)
+        for name, shadow in shadows.items():
+            owner, _, leaf = name.rpartition(".")
+            self.run.add_parameter(name, getattr(self.compact.get_submodule(owner), leaf), shadow.ids)
+        self.named = bind_shadows(self.graph, inputs)
+        with torch.no_grad(), in_eval_mode(self.compact), self.run.quietly():
+            for node in list(self.graph.nodes):
+                self.mend(node)
+
+    def mend(self, node: fx.Node) -> None:
+        """Run a node as it is; else with other literals; else as a selection."""
+        old = self.originals.get(node)
+        if node.op in ("placeholder", "get_attr", "output") or old is None:
+            self.env[node] = self.attempt(node)
+            return
+        if node.target is check_guard:
+            node.update_arg(1, self.env[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0])
+        if self.is_ragged(self.values[old]):
+            self.env[node] = RAGGED
+            return
+        if self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old):
+            return
+        if old not in self.channels.moves or isinstance(self.values[old], Shadow):
+            raise CannotMend(node, self.units_of(old))
+        self.env[node] = RAGGED  # several tensors at once, as of chunk: each is selected by itself
+
+    def attempt(self, node: fx.Node) -> Any:
+        """Run a node on shadows; return the error if it raises one, or if it needs what has no dense form."""
+        self.run.table.node = node
+        if any(self.env[n] is RAGGED for n in node.all_input_nodes):
+            return ValueError("an input has no dense form")
+        try:
+            return self.run.run_node(node, self.env, self.named)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            return error
+
+    def fits(self, node: fx.Node, old: fx.Node, result: Any) -> bool:
+        """Whether a result is what the larger graph gave, less the dead units; if so, keep it."""
+        if isinstance(result, Exception):
+            return False
+        expected, actual = tree_leaves(self.values[old]), tree_leaves(freeze(result))
+        pairs = list(zip(expected, actual, strict=False))
+        if old in self.effects and isinstance(node.args[0], fx.Node):
+            pairs.append((self.effects[old], freeze(self.env[node.args[0]])))
+        if len(expected) != len(actual) or not all(self.equals(e, a) for e, a in pairs if isinstance(e, Shadow)):
+            return False
+        self.env[node] = result
+        return True
+
+    def equals(self, expected: Shadow, actual: Any) -> bool:
+        """Compare a result's shape, and its channels where they come from parameters."""
+        if not isinstance(actual, Shadow) or len(expected.shape) != len(actual.shape):
+            return False
+        alive = self.plan.alive_along(self.channels, expected)
+        for dim, size in enumerate(expected.shape):
+            keep = alive.get(dim, torch.ones(size, dtype=torch.bool))
+            if actual.shape[dim] != int(keep.sum()):
+                return False
+            if actual.shape[dim] == 1:
+                continue
+            for ids in expected.along(dim):
+                wanted = ids[keep]
+                known = wanted < self.limit
+                found = actual.along(dim)
+                if known.any() and not any(torch.equal(wanted[known], f[known]) for f in found):
+                    return False
+        return True
+
+    def is_ragged(self, value: Any) -> bool:
+        """Whether some tensor of a result would lose units that are no whole indexes of a dimension."""
+        return any(isinstance(s, Shadow) and self.plan.is_ragged(self.channels, s) for s in tree_leaves(value))
+
+    def units_of(self, old: fx.Node) -> Tensor:
+        """All units of a node's result and of its inputs."""
+        shadows = [s for n in (old, *old.all_input_nodes) for s in tree_leaves(self.values[n]) if isinstance(s, Shadow)]
+        ids = [t.reshape(-1) for s in shadows for t in s.ids]
+        return torch.unique(self.channels.units[torch.cat(ids)]) if ids else torch.zeros(0, dtype=torch.int64)
+
+    def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
+        """Put new sizes where old ones stand as literals, in each combination, until the result fits."""
+        sizes: dict[int, list[int]] = {}
+        for each in (old, *old.all_input_nodes):
+            for shadow in tree_leaves(self.values[each]):
+                if isinstance(shadow, Shadow):
+                    for dim, keep in self.plan.alive_along(self.channels, shadow).items():
+                        choices = sizes.setdefault(shadow.shape[dim], [])
+                        if int(keep.sum()) not in choices:
+                            choices.append(int(keep.sum()))
+        args, kwargs = node.args, node.kwargs
+        literals = list(find_literals((args, kwargs)))
+        choices_of = [[v, *(s for s in sizes.get(v, []) if s != v)] for v in literals]
+        for choice in itertools.islice(itertools.product(*choices_of), 1, MOST_TRIALS):
+            node.args, node.kwargs = replace_literals((args, kwargs), iter(choice))
+            if self.fits(node, old, self.attempt(node)):
+                return True
+        node.args, node.kwargs = args, kwargs
+        return False
+
+    def select(self, node: fx.Node, old: fx.Node) -> bool:
+        """Replace a node that only moves elements by a selection from the nearest tensors that have a dense form."""
+        expected = self.values[old]
+        if old not in self.channels.moves or not isinstance(expected, Shadow):
+            return False
+        sources = self.find_sources(node)
+        if not sources:
+            return False
+        rank, shadows = len(expected.shape), [self.values[self.originals[s]] for s in sources]
+        if any(len(s.shape) != rank for s in shadows):
+            return False
+        starts = [0, *itertools.accumulate(int(torch.Size(s.shape).numel()) for s in shadows)]
+        numbered = [number(s.shape, start) for s, start in zip(shadows, starts, strict=False)]
+        known = {self.originals[s]: n for s, n in zip(sources, numbered, strict=True)}
+        wanted = cut(self.replay(old, known), self.plan.alive_along(self.channels, expected))
+        have = [cut(n, self.plan.alive_along(self.channels, s)) for n, s in zip(numbered, shadows, strict=True)]
+        for dim in range(rank):
+            index = find_selection(have, wanted, dim)
+            if index is not None:
+                made = self.emit_selection(node, sources, [h.size(dim) for h in have], dim, index)
+                self.originals[made] = old
+                node.replace_all_uses_with(made)
+                return self.fits(made, old, self.attempt(made)) or self.give_up(node, old)
+        return False
+
+    def give_up(self, node: fx.Node, old: fx.Node) -> bool:
+        raise CannotMend(node, self.units_of(old))
+
+    def find_sources(self, node: fx.Node) -> list[fx.Node]:
+        """Walk up through moves to the nearest tensors that were run in the smaller graph."""
+        sources: list[fx.Node] = []
+        stack = list(node.all_input_nodes)
+        seen = set(stack)
+        while stack:
+            each = stack.pop()
+            value = self.values.get(self.originals.get(each))
+            if isinstance(value, Shadow) and self.env[each] is not RAGGED:
+                sources.append(each)
+            elif self.originals.get(each) in self.channels.moves:
+                new = [n for n in each.all_input_nodes if n not in seen]
+                seen.update(new)
+                stack += new
+        return sorted(sources)
+
+    def replay(self, old: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor:
+        """Run the larger graph's moves on numbered elements."""
+        if old in known:
+            return known[old]
+        value = self.values[old]
+        if not any(isinstance(leaf, Shadow) for leaf in tree_leaves(value)):
+            return value  # a number or a shape, as it was
+        args, kwargs = fx.node.map_arg((old.args, old.kwargs), lambda n: self.replay(n, known))
+        if old.op == "call_module":
+            return self.model.get_submodule(str(old.target))(*args, **kwargs)
+        if old.op == "call_method":
+            return getattr(args[0], str(old.target))(*args[1:], **kwargs)
+        return old.target(*args, **kwargs)  # type: ignore[operator]
+
+    def emit_selection(
+        self, node: fx.Node, sources: list[fx.Node], sizes: list[int], dim: int, index: Tensor
+    ) -> fx.Node:  # fmt: skip
+        """Write `index_select`, or `narrow` where it takes neighbours; -1 stands for a zero."""
+        graph = self.graph
+        rank = len(self.values[self.originals[sources[0]]].shape)
+        offsets = [0, *itertools.accumulate(sizes)]
+        used = [i for i in range(len(sources)) if bool(((index >= offsets[i]) & (index < offsets[i + 1])).any())]
+        base, shift = 0, torch.full_like(index, -1)
+        for i in used:
+            inside = (index >= offsets[i]) & (index < offsets[i + 1])
+            shift[inside] = index[inside] - offsets[i] + base
+            base += sizes[i]
+        front = int((shift >= 0).to(torch.int8).argmax())
+        back = len(shift) - 1 - int((shift >= 0).flip(0).to(torch.int8).argmax())
+        middle = shift[front : back + 1].clone()
+        with graph.inserting_before(node):
+            x = sources[used[0]]
+            if len(used) > 1:
+                x = self.emit(torch.cat, ([sources[i] for i in used], dim))
+            if bool((middle < 0).any()):
+                middle[middle < 0] = base
+                x = self.emit(F.pad, (x, [0, 0] * (rank - 1 - dim) + [0, 1]))
+            if torch.equal(middle, torch.arange(int(middle[0]), int(middle[0]) + len(middle))):
+                x = self.emit(torch.narrow, (x, dim, int(middle[0]), len(middle)))
+            else:
+                x = self.emit(torch.index_select, (x, dim, self.emit_index(middle)))
+            if front or back + 1 < len(shift):
+                x = self.emit(F.pad, (x, [0, 0] * (rank - 1 - dim) + [front, len(shift) - 1 - back]))
+        x.meta = dict(node.meta)
+        return x
+
+    def emit(self, function: Any, args: tuple[Any, ...]) -> fx.Node:
+        """Add a call to the graph, and run it."""
+        made = self.graph.call_function(function, args)
+        self.env[made] = self.attempt(made)
+        return made
+
+    def emit_index(self, index: Tensor) -> fx.Node:
+        """Add a table of indexes to the model, and read it in the graph."""
+        name = next(n for n in (f"index_{i}" for i in itertools.count()) if not hasattr(self.compact, n))
+        device = next(self.compact.parameters()).device
+        self.compact.register_buffer(name, index.to(device))
+        self.run.add_parameter(name, getattr(self.compact, name), ())
+        made = self.graph.get_attr(name)
+        self.env[made] = self.attempt(made)
+        return made
+
+
+def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | None:
+    """Find the index along `dim` that takes `wanted` out of the joined tensors, -1 for zeros; None if there is none."""
+    shapes = [list(t.shape) for t in (*have, wanted)]
+    for shape in shapes:
+        shape[dim] = 1
+    if any(shape != shapes[-1] for shape in shapes) or not wanted.numel():
+        return None
+    joined = torch.cat(have, dim)
+    first = (slice(0, 1),) * dim + (slice(None),) + (slice(0, 1),) * (wanted.dim() - dim - 1)
+    line, goal = joined[first].flatten().contiguous(), wanted[first].flatten().contiguous()
+    order = line.argsort()
+    place = torch.searchsorted(line[order], goal).clamp(max=len(line) - 1)
+    index = torch.where(line[order][place] == goal, order[place], -1)
+    if not (index >= 0).any() or not bool(((index >= 0) | (goal == 0)).all()):
+        return None
+    padded = F.pad(joined, [0, 0] * (wanted.dim() - 1 - dim) + [0, 1])
+    taken = padded.index_select(dim, torch.where(index < 0, joined.size(dim), index))
+    return index if torch.equal(taken, wanted) else None
+
+
+def number(shape: tuple[int, ...], start: int) -> Tensor:
+    """Number the elements of a tensor, from 1 + start."""
+    return torch.arange(start + 1, start + 1 + torch.Size(shape).numel()).view(shape)
+
+
+def cut(t: Tensor, alive: dict[int, Tensor]) -> Tensor:
+    """Leave only the living indexes of each dimension."""
+    for dim, keep in alive.items():
+        t = t.index_select(dim, keep.nonzero().reshape(-1))
+    return t
+
+
+def find_literals(tree: Any) -> Iterator[int]:
+    """Go through the whole numbers among arguments, in order, inside slices too."""
+    if type(tree) is int:
+        yield tree
+    elif isinstance(tree, slice):
+        yield from find_literals((tree.start, tree.stop, tree.step))
+    elif isinstance(tree, dict):
+        yield from find_literals(tuple(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for leaf in tree:
+            yield from find_literals(leaf)
+
+
+def replace_literals(tree: Any, numbers: Iterator[int]) -> Any:
+    """Put other whole numbers in the order of `find_literals`."""
+    if type(tree) is int:
+        return next(numbers)
+    if isinstance(tree, slice):
+        return slice(*(replace_literals(part, numbers) for part in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, dict):
+        return {key: replace_literals(leaf, numbers) for key, leaf in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(replace_literals(leaf, numbers) for leaf in tree)
+    return tree

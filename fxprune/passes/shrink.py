@@ -1,0 +1,200 @@
+"""How dead units leave a model: what they still say is carried over, parameters are sliced, graphs are mended."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.model import Inputs, TracedModel
+from fxprune.passes.analyse import Channels, Shadow
+from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, find_used, is_empty, joined_dim
+from fxprune.passes.mend import Mender
+from fxprune.shadow.ids import Reader
+from fxprune.shadow.tensor import varying
+
+
+def shrink(model: TracedModel, channels: Channels, plan: Plan, inputs: Inputs) -> TracedModel:
+    """Return a copy of `model` without the plan's dead units; `model` stays as it was.
+
+    Raises:
+        CannotMend: the graph has no form for so few units; those that the error names have to stay.
+    """
+    surgery = Surgery(model, copy.deepcopy(model), channels, plan)
+    surgery.carry_constants()
+    surgery.slice_parameters()
+    for index in range(len(list(model.graphs))):
+        surgery.cut_branches(index)
+        surgery.mend(index, inputs)
+    remove_unread(surgery.compact)
+    resize_modules(surgery.compact)
+    surgery.compact.set_graphs(surgery.compact.graphs)
+    return surgery.compact
+
+
+@dataclass
+class Surgery:
+    """A model, its copy that gets smaller, and which node of the copy was which."""
+
+    model: TracedModel
+    compact: TracedModel
+    channels: Channels
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        self.before, self.after = list(self.model.graphs), list(self.compact.graphs)
+        pairs = [p for a, b in zip(self.before, self.after, strict=True) for p in zip(a.nodes, b.nodes, strict=True)]
+        self.copies = dict(pairs)
+        self.originals = {new: old for old, new in pairs}
+        self.shadows = dict(self.channels.parameters)
+
+    def carry_constants(self) -> None:
+        """Put what dead inputs add to their readers into biases, and at padded borders into one column."""
+        done: set[str] = set()
+        for reader, amount in self.plan.absorbed:
+            self.add_to_bias(self.copies[reader.node], reader, amount, done)
+        for merge in self.plan.merges:
+            if str(merge.reader.source) not in done:
+                merge_columns(self.compact.get_parameter(str(merge.reader.source)), merge)
+                done.add(str(merge.reader.source))
+        for old, value in self.plan.constants.items():
+            self.replace_by_constant(old, value)
+
+    def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
+        """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        owner, _, _ = str(reader.source).rpartition(".")
+        name = str(bias.target) if isinstance(bias, fx.Node) else f"{owner}.bias" if owner else "bias"
+        weight = self.compact.get_parameter(str(reader.source))
+        flat = amount.reshape(-1).to(weight)
+        if bias is None and name not in done:
+            parameter = nn.Parameter(torch.zeros_like(flat), weight.requires_grad)
+            self.compact.get_submodule(owner).register_parameter("bias", parameter)
+            self.shadows[name] = Shadow((len(flat),), (reader.rows.reshape(-1),), None)
+        if name not in done:
+            parameter = self.compact.get_parameter(name)
+            parameter.data = parameter.data + flat
+        done.add(name)
+        if bias is None:
+            with node.graph.inserting_before(node):
+                made = node.graph.get_attr(name)
+            if len(node.args) > 2:
+                node.update_arg(2, made)
+            else:
+                node.update_kwarg("bias", made)
+
+    def replace_by_constant(self, old: fx.Node, value: Tensor) -> None:
+        """Read a buffer where a node always gives the same."""
+        node = self.copies[old]
+        values = self.channels.values[self.before.index(old.graph)]
+        name = f"constant_{node.name}"
+        dtype = next(self.compact.parameters()).dtype
+        self.compact.register_buffer(name, value.to(dtype).clone())
+        ids = tuple(t for t in values[old].ids if all(value.size(d) == t.size(d) for d in varying(t)))
+        self.shadows[name] = Shadow(tuple(value.shape), ids, None)
+        with node.graph.inserting_before(node):
+            made = node.graph.get_attr(name)
+        for user in list(node.users):
+            if user.target in OUT_OF_PLACE and user.args[0] is node:
+                user.target = OUT_OF_PLACE[user.target]
+            user.replace_input_with(node, made)
+
+    def slice_parameters(self) -> None:
+        """Cut the dead indexes out of every parameter and buffer, in place: tied parameters stay tied."""
+        for name, shadow in self.shadows.items():
+            owner, _, leaf = name.rpartition(".")
+            tensor = getattr(self.compact.get_submodule(owner), leaf)
+            data, ids = tensor.data, list(shadow.ids)
+            for dim, keep in self.plan.alive_along(self.channels, shadow).items():
+                data = data.index_select(dim, keep.nonzero().reshape(-1).to(data.device))
+                ids = [t[(slice(None),) * dim + (keep,)] if t.size(dim) > 1 else t for t in ids]
+            tensor.data = data.clone() if data is tensor.data else data
+            tensor.grad = None
+            self.shadows[name] = Shadow(tuple(data.shape), tuple(ids), None)
+
+    def cut_branches(self, index: int) -> None:
+        """Leave out joined operands that have become empty, and all that nobody needs any more."""
+        graph, values = self.after[index], self.channels.values[index]
+        for node in graph.nodes:
+            if node.target not in JOINS or node not in self.originals:
+                continue
+            dim = joined_dim(node) % len(values[self.originals[node]].shape)
+            node.update_arg(0, [o for o in node.args[0] if not self.has_lost_all(values.get(self.originals.get(o)), dim)])
+        remove_unused(graph, self.originals, self.channels)
+
+    def has_lost_all(self, shadow: object, dim: int) -> bool:
+        """Whether nothing of a joined operand is left."""
+        return isinstance(shadow, Shadow) and is_empty(self.plan.dead, self.channels, shadow, dim)
+
+    def mend(self, index: int, inputs: Inputs) -> None:
+        """Run the smaller graph on shadows and mend each node that no longer gives what it gave."""
+        graph = self.after[index]
+        mender = Mender(self.compact, self.model, graph, self.originals, self.channels, index, self.plan)
+        mender.run_all(inputs, self.shadows)
+        remove_unused(graph, self.originals, self.channels)
+        graph.lint()
+
+
+def merge_columns(weight: nn.Parameter, merge: Merge) -> None:
+    """Add the columns of dead constants to the keeper's: W_k += sum over c of W_c value_c / value_k."""
+    value = merge.reader.constant.value
+    ratio = torch.where(merge.columns, value / value[:, merge.keeper : merge.keeper + 1], 0.0)
+    grouped = weight.data.double().unflatten(0, (len(ratio), -1))  # [groups, rows, columns, ...], or transposed
+    dim = 2 if merge.reader.dim == 1 else 1
+    shape = [len(ratio)] + [ratio.size(1) if d == dim else 1 for d in range(1, grouped.dim())]
+    grouped.select(dim, merge.keeper).add_((grouped * ratio.view(shape).to(grouped.device)).sum(dim))
+    weight.data = grouped.flatten(0, 1).to(weight.dtype)
+
+
+def remove_unused(graph: fx.Graph, originals: dict[fx.Node, fx.Node], channels: Channels) -> None:
+    """Remove the nodes that no output needs."""
+    moves = {new for new, old in originals.items() if old in channels.moves}
+    used = set(find_used(graph, moves, lambda node: False))
+    for node in reversed(list(graph.nodes)):
+        if node not in used:
+            graph.erase_node(node)
+
+
+def remove_unread(model: TracedModel) -> None:
+    """Remove the parameters, buffers and modules that neither graph reads any more."""
+    read = {str(n.target) for graph in model.graphs for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    for path, module in list(model.named_modules()):
+        for name in [*module._parameters, *module._buffers]:
+            full = f"{path}.{name}" if path else name
+            prefixes = {full.rpartition(".")[0], full}
+            inside = any(full.startswith(target + ".") for target in read)
+            if not prefixes & read and not inside:
+                module._parameters.pop(name, None)
+                module._buffers.pop(name, None)
+
+
+def resize_modules(model: TracedModel) -> None:
+    """Let the attributes of layers say what their parameters have become."""
+    groups = {
+        str(node.args[1].target).rpartition(".")[0]: node.args[6]
+        for graph in model.graphs
+        for node in graph.nodes
+        if node.op == "call_function" and len(node.args) == 7 and isinstance(node.args[1], fx.Node)
+    }
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor):
+            continue
+        if isinstance(module, nn.modules.conv._ConvNd):
+            if not module.transposed:
+                module.groups = groups.get(path, module.groups)
+            rows, columns = (1, 0) if module.transposed else (0, 1)
+            module.out_channels = weight.size(rows) * (module.groups if module.transposed else 1)
+            module.in_channels = weight.size(columns) * (1 if module.transposed else module.groups)
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            module.num_features = weight.size(0)
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(weight.shape)
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = weight.size(0)
+        elif isinstance(module, nn.Embedding):
+            module.embedding_dim = weight.size(1)
