@@ -22,6 +22,7 @@ from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, fr
 from fxprune.passes.find_dead import Plan
 from fxprune.passes.trace import check_guard, in_eval_mode
 from fxprune.shadow.ids import IdTable
+from fxprune.shadow.tensor import varying
 
 MOST_TRIALS = 256
 
@@ -167,17 +168,18 @@ class Mender:
         known = {self.originals[s]: n for s, n in zip(sources, numbered, strict=True)}
         wanted = cut(self.replay(old, known), self.plan.alive_along(self.channels, expected))
         have = [cut(n, self.plan.alive_along(self.channels, s)) for n, s in zip(numbered, shadows, strict=True)]
-        for dim in range(rank):
+        for dim in sorted({d for s in (expected, *shadows) for t in s.ids for d in varying(t)}):
             index = find_selection(have, wanted, dim)
-            if index is not None:
-                made = self.emit_selection(node, sources, [h.size(dim) for h in have], dim, index)
-                self.originals[made] = old
-                node.replace_all_uses_with(made)
-                return self.fits(made, old, self.attempt(made)) or self.give_up(node, old)
+            if index is None:
+                continue
+            if len(have) == 1 and torch.equal(index, torch.arange(have[0].size(dim))):
+                node.replace_all_uses_with(sources[0])
+                return True
+            made = self.emit_selection(node, sources, [h.size(dim) for h in have], dim, index)
+            self.originals[made] = old
+            node.replace_all_uses_with(made)
+            return self.fits(made, old, self.attempt(made))
         return False
-
-    def give_up(self, node: fx.Node, old: fx.Node) -> bool:
-        raise CannotMend(node, self.units_of(old))
 
     def find_sources(self, node: fx.Node) -> list[fx.Node]:
         """Walk up through moves to the nearest tensors that were run in the smaller graph."""

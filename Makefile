@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test zoo bench clean
+
+# One virtual environment for everything, made once and again when the dependencies change.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/fxprune demo
+
+test: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+zoo: $(VENV)/ready
+	$(BIN)/python -m pytest -m zoo tests/zoo
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/threshold.py
+	$(BIN)/python benchmarks/resnet50.py
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info
