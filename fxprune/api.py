@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +80,13 @@ class Report:
     error: float | None  # largest output difference, relative to the outputs' range; None if not checked
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.parameters_before:,} parameters became {self.parameters_after:,}; {self.units_removed:,} units went",
-            "not checked" if self.error is None else f"largest output difference {self.error:.1e} of the outputs' range",
-        ]
-        return "\n".join(lines + [f"{count} units stay: {reason}" for reason, count in self.kept.items()])
+        lines = [f"{self.parameters_before:,} parameters became {self.parameters_after:,}"]
+        lines += [f"{self.units_removed:,} units went"]
+        lines += [f"{count:,} closed units stay: {reason}" for reason, count in self.kept.items()]
+        checked = (
+            f"largest difference {self.error:.1e} of the outputs' range" if self.error is not None else "not checked"
+        )
+        return "\n".join([*lines, checked])
 
 
 def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True) -> TracedModel:
@@ -123,7 +124,7 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
                 f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
                 "model; until it is mended leave that layer out with exclude=[...]"
             ) from wrong
-    compact.report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)
+    compact.report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)  # type: ignore[assignment]
     return compact
 
 
@@ -140,7 +141,9 @@ def shrink_all(
         except CannotMend as refusal:
             new = refusal.units[plan.dead[refusal.units]]
             if not len(new):
-                raise FxpruneError(f"{refusal}, although nothing of it was to go; please report this model") from refusal
+                raise FxpruneError(
+                    f"{refusal}, although nothing of it was to go; please report this model"
+                ) from refusal
             keep[new] = True
             reasons[str(refusal)] = len(new)
             continue

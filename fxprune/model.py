@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,18 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer that a graph gets under this name; with a parametrization, what that computes."""
     value: Tensor = operator.attrgetter(name)(model)
     return value
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Run a module in eval mode and put every mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:

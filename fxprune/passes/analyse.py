@@ -13,8 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from fxprune.model import Inputs, TracedModel
-from fxprune.passes.trace import in_eval_mode
+from fxprune.model import Inputs, TracedModel, in_eval_mode
 from fxprune.shadow.ids import IdTable, Norm, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
@@ -84,7 +83,16 @@ def analyse(model: TracedModel, inputs: Inputs) -> Channels:
     units = table.resolve()
     pins = {pin: torch.cat(ids) for pin, ids in table.pins.items()}
     return Channels(
-        units, run.parameters, values, effects, run.moves, run.elementwise, table.weights, table.readers, table.norms, pins
+        units,
+        run.parameters,
+        values,
+        effects,
+        run.moves,
+        run.elementwise,
+        table.weights,
+        table.readers,
+        table.norms,
+        pins,
     )
 
 
@@ -136,7 +144,7 @@ class ShadowRun:
                 self.table.node, self.only_moved, self.only_elements = node, True, True
                 env[node] = self.run_node(node, env, named)
                 if is_inplace(node):
-                    effects[node] = freeze(env[node.args[0]])  # type: ignore[index]
+                    effects[node] = freeze(env[node.args[0]])
                 results[node] = freeze(env[node])
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()

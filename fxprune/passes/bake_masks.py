@@ -70,7 +70,7 @@ def find_closed(prepared: PreparedModel, channels: Channels) -> Tensor:
     """Which units the living norms leave out of their statistics, bool [units]."""
     closed = torch.zeros(len(channels.units), dtype=torch.bool)
     for norm in channels.norms:
-        record = prepared.fxprune.alive[norm.node.name] if norm.node.name in prepared.fxprune.alive else None
+        record = dict(prepared.fxprune.alive).get(norm.node.name)
         if isinstance(record, Alive):
             closed[channels.units[norm.ids[(record.open == 0).cpu()]]] = True
     return closed

@@ -11,11 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.errors import ExactnessError
-from fxprune.model import Inputs, PreparedModel, TracedModel
+from fxprune.model import Inputs, PreparedModel, TracedModel, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan
-from fxprune.passes.trace import in_eval_mode
 
 SINGLE, DOUBLE = 1e-5, 1e-9
 """The largest difference, relative to how much the outputs vary with the input, that rounding explains."""
@@ -38,7 +37,9 @@ def check_exact(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
     exact = compare(frozen.double(), copy.deepcopy(compact).double(), doubled)
     if exact <= DOUBLE:
         return error
-    raise ExactnessError(f"the converted model's outputs differ from the prepared model's by {exact:.1e} of their range")
+    raise ExactnessError(
+        f"the converted model's outputs differ from the prepared model's by {exact:.1e} of their range"
+    )
 
 
 @torch.no_grad()
@@ -68,9 +69,11 @@ def vary(inputs: Inputs) -> Iterator[Inputs]:
     for _ in range(2):
         yield tree_map_only(
             Tensor,
-            lambda t: (t + torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0).clamp(min=0.1))
-            if is_float(t)
-            else t,
+            lambda t: (
+                (t + torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0).clamp(min=0.1))
+                if is_float(t)
+                else t
+            ),
             inputs,
         )
 

@@ -40,7 +40,7 @@ def decompose(model: TracedModel) -> None:
     model.set_graphs(model.graphs)
 
 
-def open_layer(graph: fx.Graph, node: fx.Node, module: nn.Module) -> None:
+def open_layer(graph: fx.Graph, node: fx.Node, module: Any) -> None:
     """Replace a call of a layer by a call of its function, under the same name."""
     layer = find_layer(module)
     if layer is None or has_hooks(module) or len(node.args) != 1 or node.kwargs:
@@ -77,7 +77,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def get_parameter(graph: fx.Graph, before: fx.Node, module: nn.Module, name: str) -> fx.Node | None:
+def get_parameter(graph: fx.Graph, before: fx.Node, module: nn.Module, name: str) -> Any:
     """Read a parameter of the called module in the graph, once a graph."""
     if getattr(module, name) is None:
         return None

@@ -23,13 +23,17 @@ def find_excluded(model: nn.Module, patterns: Sequence[Pattern]) -> set[str]:
         raise PatternError(f"exclude={patterns!r} is one text; give a list: exclude=[{patterns!r}]")
     excluded: set[str] = set()
     for pattern in patterns:
-        owners = [name for name, module in model.named_modules(remove_duplicate=False) if matches(pattern, name, module)]
+        owners = [
+            name for name, module in model.named_modules(remove_duplicate=False) if matches(pattern, name, module)
+        ]
         named = [n for n, _ in all_parameters(model) if isinstance(pattern, str) and fnmatch.fnmatchcase(n, pattern)]
         if not owners and not named:
             known = ", ".join([n for n, _ in model.named_modules() if n][:5])
             raise PatternError(f"exclude={pattern!r} matches no module or parameter; names look like {known}, ...")
         excluded.update(named)
-        excluded.update(n for n, _ in all_parameters(model) for owner in owners if n.startswith(owner + ".") or not owner)
+        excluded.update(
+            n for n, _ in all_parameters(model) for owner in owners if n.startswith(owner + ".") or not owner
+        )
     return excluded
 
 
@@ -46,4 +50,6 @@ def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
         return issubclass(pattern, nn.Module) and isinstance(module, pattern)
     if callable(pattern):
         return bool(name) and bool(pattern(name, module))
-    raise PatternError(f"exclude takes names, globs, types of modules and predicates of (name, module); not {pattern!r}")
+    raise PatternError(
+        f"exclude takes names, globs, types of modules and predicates of (name, module); not {pattern!r}"
+    )

@@ -8,6 +8,7 @@ is constant as a whole is replaced by that constant, and the branch that fed it 
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -190,8 +191,9 @@ class Search:
         """Find the tensors that are still computed and would lose all of a dimension; return the units of each."""
         emptied = []
         for graph, values in zip(self.model.graphs, self.channels.values, strict=True):
-            for node in find_used(graph, self.channels.moves, lambda n, v=values: self.can_go(n, v, dead)):
-                if not isinstance(values[node], Shadow) or self.can_go(node, values, dead):
+            can_go = functools.partial(self.can_go, values=values, dead=dead)
+            for node in find_used(graph, self.channels.moves, can_go):
+                if not isinstance(values[node], Shadow) or can_go(node):
                     continue
                 for ids in values[node].ids:
                     units = self.channels.units[ids].reshape(-1)

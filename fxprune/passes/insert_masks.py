@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.errors import TargetError
 from fxprune.masks import Masks
@@ -19,7 +19,7 @@ from fxprune.methods.targets import Sparsity
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
 from fxprune.passes.living_norm import living_layer_norm
-from fxprune.shadow.ids import PINNED, Reader
+from fxprune.shadow.ids import PINNED
 
 
 def insert_weight_masks(
@@ -31,7 +31,9 @@ def insert_weight_masks(
         if name not in excluded:
             masks.add_weight_mask(name, find_tensor(model, name), rows)
     if not masks.weight_masks:
-        raise TargetError("no weight is left to prune: the model has no convolution or linear layer that is not excluded")
+        raise TargetError(
+            "no weight is left to prune: the model has no convolution or linear layer that is not excluded"
+        )
     prepared = PreparedModel(model, masks)
     for graph in prepared.graphs:
         for name in channels.weights:
@@ -61,7 +63,9 @@ def insert_unit_masks(
             masked[name] = masks.add_unit_mask(name, reader.dim, index)
     norms = {norm.node: masks.add_alive(norm.node.name, numbers[channels.units[norm.ids]]) for norm in channels.norms}
     prepared = PreparedModel(model, masks)
-    alike = dict(zip((n for g in model.graphs for n in g.nodes), (n for g in prepared.graphs for n in g.nodes), strict=True))
+    alike = dict(
+        zip((n for g in model.graphs for n in g.nodes), (n for g in prepared.graphs for n in g.nodes), strict=True)
+    )
     for norm in norms:
         use_living_norm(alike[norm])
     for graph in prepared.graphs:
@@ -145,5 +149,3 @@ def use_living_norm(node: fx.Node) -> None:
 def key_of(name: str) -> str:
     """The name of a parameter's mask."""
     return name.replace(".", "-")
-
-

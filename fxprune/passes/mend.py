@@ -17,10 +17,10 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
-from fxprune.model import Inputs, TracedModel
+from fxprune.model import Inputs, TracedModel, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, freeze
 from fxprune.passes.find_dead import Plan
-from fxprune.passes.trace import check_guard, in_eval_mode
+from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import IdTable
 from fxprune.shadow.tensor import varying
 
@@ -188,7 +188,7 @@ class Mender:
         seen = set(stack)
         while stack:
             each = stack.pop()
-            value = self.values.get(self.originals.get(each))
+            value = self.values[self.originals[each]] if each in self.originals else None
             if isinstance(value, Shadow) and self.env[each] is not RAGGED:
                 sources.append(each)
             elif self.originals.get(each) in self.channels.moves:
@@ -197,7 +197,7 @@ class Mender:
                 stack += new
         return sorted(sources)
 
-    def replay(self, old: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor:
+    def replay(self, old: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
         """Run the larger graph's moves on numbered elements."""
         if old in known:
             return known[old]

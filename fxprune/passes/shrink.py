@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -121,11 +122,13 @@ class Surgery:
             if node.target not in JOINS or node not in self.originals:
                 continue
             dim = joined_dim(node) % len(values[self.originals[node]].shape)
-            node.update_arg(0, [o for o in node.args[0] if not self.has_lost_all(values.get(self.originals.get(o)), dim)])
+            operands = [o for o in node.args[0] if not self.has_lost_all(o, values, dim)]
+            node.update_arg(0, operands)
         remove_unused(graph, self.originals, self.channels)
 
-    def has_lost_all(self, shadow: object, dim: int) -> bool:
+    def has_lost_all(self, operand: fx.Node, values: dict[fx.Node, Any], dim: int) -> bool:
         """Whether nothing of a joined operand is left."""
+        shadow = values[self.originals[operand]] if operand in self.originals else None
         return isinstance(shadow, Shadow) and is_empty(self.plan.dead, self.channels, shadow, dim)
 
     def mend(self, index: int, inputs: Inputs) -> None:
@@ -141,7 +144,9 @@ def merge_columns(weight: nn.Parameter, merge: Merge) -> None:
     """Add the columns of dead constants to the keeper's: W_k += sum over c of W_c value_c / value_k."""
     value = merge.reader.constant.value
     ratio = torch.where(merge.columns, value / value[:, merge.keeper : merge.keeper + 1], 0.0)
-    grouped = weight.data.double().unflatten(0, (len(ratio), -1))  # [groups, rows, columns, ...], or transposed
+    grouped = weight.data.double().reshape(
+        len(ratio), -1, *weight.shape[1:]
+    )  # [groups, rows, columns, ...], or transposed
     dim = 2 if merge.reader.dim == 1 else 1
     shape = [len(ratio)] + [ratio.size(1) if d == dim else 1 for d in range(1, grouped.dim())]
     grouped.select(dim, merge.keeper).add_((grouped * ratio.view(shape).to(grouped.device)).sum(dim))
@@ -158,7 +163,7 @@ def remove_unused(graph: fx.Graph, originals: dict[fx.Node, fx.Node], channels: 
 
 
 def remove_unread(model: TracedModel) -> None:
-    """Remove the parameters, buffers and modules that neither graph reads any more."""
+    """Remove the parameters and buffers that neither graph reads any more; their names stay, with None."""
     read = {str(n.target) for graph in model.graphs for n in graph.nodes if n.op in ("get_attr", "call_module")}
     for path, module in list(model.named_modules()):
         for name in [*module._parameters, *module._buffers]:
@@ -166,8 +171,7 @@ def remove_unread(model: TracedModel) -> None:
             prefixes = {full.rpartition(".")[0], full}
             inside = any(full.startswith(target + ".") for target in read)
             if not prefixes & read and not inside:
-                module._parameters.pop(name, None)
-                module._buffers.pop(name, None)
+                setattr(module, name, None)
 
 
 def resize_modules(model: TracedModel) -> None:

@@ -8,13 +8,10 @@ raises where another input would have taken another way.
 
 from __future__ import annotations
 
-import builtins
 import copy
 import functools
 import inspect
 import operator
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,11 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any
 
 from fxprune.errors import GuardViolated, TraceError
-from fxprune.model import Graphs, Inputs, TracedModel
+from fxprune.model import Graphs, Inputs, TracedModel, in_eval_mode
+from fxprune.passes.proxies import ValueProxy, find_proxies, is_accessor, record_torch_function, unwrap
+from fxprune.passes.source_lines import find_error, find_user_line
 
-_LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
 _READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
-_STRUCTURE = frozenset({"ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized"})
 
 
 def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
@@ -234,92 +231,6 @@ def check_guard(actual: Any, expected: Any, where: str) -> None:
 fx.node.has_side_effect(check_guard)
 
 
-class ValueProxy(fx.Proxy):
-    """A proxy that knows the value which the example input gives it."""
-
-    def __init__(self, node: fx.Node, tracer: ValueTracer, value: Any, data: bool) -> None:
-        super().__init__(node, tracer)
-        self._value = value
-        self._data = data  # whether the value depends on the contents of an input, not only on shapes
-
-    @property
-    def __class__(self) -> type:  # so that isinstance(x, torch.Tensor) answers as it will at run time
-        return type(self._value)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._value, name)
-        if callable(value):
-            if name in ("dim", "ndimension"):
-                return lambda: value()
-            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
-        if name in _STRUCTURE:
-            return value
-        return self.tracer.create_proxy("call_function", builtins.getattr, (self, name), {})
-
-    def __iter__(self) -> Iterator[Any]:
-        if isinstance(self._value, dict):
-            return iter(self._value)
-        return iter([self[i] for i in range(len(self._value))])
-
-    def __len__(self) -> int:
-        if isinstance(self._value, Tensor):
-            return self.tracer.guard(self.shape[0])  # type: ignore[no-any-return]
-        return len(self._value)
-
-    def __contains__(self, item: Any) -> bool:
-        if isinstance(self._value, dict):
-            return item in self._value
-        return any(bool(each == item) for each in self)
-
-    def keys(self) -> Any:
-        return self._value.keys()
-
-    def values(self) -> Any:
-        return [self[key] for key in self._value]
-
-    def items(self) -> Any:
-        return [(key, self[key]) for key in self._value]
-
-    def __bool__(self) -> bool:
-        return bool(self.tracer.guard(self))
-
-    def __index__(self) -> int:
-        return operator.index(self.tracer.guard(self))
-
-    def __int__(self) -> int:
-        return int(self.tracer.guard(self))
-
-    def __float__(self) -> float:
-        return float(self.tracer.guard(self))
-
-    def __str__(self) -> str:
-        return str(self._value)
-
-    def __format__(self, spec: str) -> str:
-        return format(self._value, spec)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    @classmethod
-    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return record_torch_function(next(find_proxies((args, kwargs))).tracer, orig_method, args, kwargs or {})
-
-
-def _inplace(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "imatmul"):
-    setattr(ValueProxy, f"__{_name}__", _inplace(getattr(operator, _name)))
-
-
 class TraceMode(TorchFunctionMode):
     """Record torch functions that see no proxy among tensors (`torch.zeros(n)`), so that nothing is frozen."""
 
@@ -344,80 +255,3 @@ class TraceMode(TorchFunctionMode):
 
 
 fx.node.has_side_effect(torch._C._set_grad_enabled)
-
-
-def record_torch_function(tracer: ValueTracer, function: Any, args: Any, kwargs: Any) -> Any:
-    """Record a call of a torch function, of a Tensor method, or of a Tensor property."""
-    if is_accessor(function):
-        return getattr(args[0], function.__self__.__name__)
-    if torch.overrides.is_tensor_method_or_property(function):
-        return tracer.create_proxy("call_method", function.__name__, args, kwargs)
-    return tracer.create_proxy("call_function", function, args, kwargs)
-
-
-def is_accessor(function: Any) -> bool:
-    """Tell whether a torch function reads a property of a tensor, as `x.shape` does."""
-    return getattr(function, "__name__", "") == "__get__"
-
-
-def find_proxies(tree: Any) -> Iterator[ValueProxy]:
-    """Go through the proxies among arguments, inside slices too."""
-    if type(tree) is ValueProxy:
-        yield tree
-    elif type(tree) is slice:
-        yield from find_proxies((tree.start, tree.stop, tree.step))
-    elif type(tree) is dict:
-        yield from find_proxies(tuple(tree.values()))
-    elif isinstance(tree, (tuple, list)):
-        for leaf in tree:
-            yield from find_proxies(leaf)
-
-
-def unwrap(tree: Any) -> Any:
-    """Replace proxies by their values, inside slices too."""
-    if type(tree) is ValueProxy:
-        return tree._value
-    if type(tree) is slice:
-        return slice(unwrap(tree.start), unwrap(tree.stop), unwrap(tree.step))
-    if type(tree) in (list, tuple):
-        return type(tree)(unwrap(leaf) for leaf in tree)
-    if type(tree) is dict:
-        return {key: unwrap(leaf) for key, leaf in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(unwrap(leaf) for leaf in tree))
-    return tree
-
-
-@contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[nn.Module]:
-    """Run a module in eval mode and put every mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield module
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def find_user_line() -> str:
-    """Name file, line and function of the innermost code on the stack that is neither torch's nor ours."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_LIBRARIES) and not file.startswith("<"):
-            return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "torch's own code"
-
-
-def find_error(error: BaseException) -> str:
-    """Name the line of the user's code at which an exception was raised."""
-    where = "in torch's own code"
-    traceback = error.__traceback__
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if not file.startswith(_LIBRARIES) and not file.startswith("<"):
-            where = f"at {file}:{traceback.tb_lineno} in {traceback.tb_frame.f_code.co_name}"
-        traceback = traceback.tb_next
-    return where

@@ -83,7 +83,8 @@ class IdTable:
         """Unite two id tensors position by position; they broadcast."""
         if a is b:
             return
-        a, b = torch.broadcast_tensors(a, b)
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        a, b = a.expand(shape), b.expand(shape)
         self.edges.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
 
     def pin(self, ids: Tensor | Ids, reason: str) -> None:

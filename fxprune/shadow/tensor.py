@@ -39,7 +39,7 @@ class View(NamedTuple):
 class ShadowTensor(torch.Tensor):
     """A tensor with a shape, a shadow, and values only where they do not depend on the model's inputs."""
 
-    inner: Tensor
+    held: Tensor  # the values; on the meta device, without any, where they depend on an input
     ids: Ids
     constant: Constant | None
     source: str | None  # the parameter of the graph whose elements these are, only moved
@@ -57,14 +57,14 @@ class ShadowTensor(torch.Tensor):
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
             layout=inner.layout,
-            device="cpu",
+            device=torch.device("cpu"),
         )
-        self.inner, self.ids, self.constant = inner, ids, constant
+        self.held, self.ids, self.constant = inner, ids, constant
         self.source, self.view_of, self.views = None, None, []
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func} met a shadow tensor outside of the run that made it")
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -73,7 +73,7 @@ class ShadowTensor(torch.Tensor):
     @property
     def is_real(self) -> bool:
         """Whether the values are at hand because no input of the model reaches this tensor."""
-        return self.inner.device.type != "meta"
+        return self.held.device.type != "meta"
 
 
 @dataclass
@@ -132,7 +132,7 @@ class ShadowMode(TorchDispatchMode):
         call.outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
         shadows = self.follow(call)
         if written is not None:
-            written.inner = call.outputs[0] if call.outputs else written.inner
+            written.held = call.outputs[0] if call.outputs else written.held
             write(written, *shadows[0])
             return written
         wrapped = [ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)]
@@ -159,8 +159,8 @@ def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
 
     def lower(t: ShadowTensor) -> Tensor:
         if not real:
-            return t.inner.to("meta")
-        return t.inner.clone() if t is target or schema.is_mutable else t.inner
+            return t.held.to("meta")
+        return t.held.clone() if t is target or schema.is_mutable else t.held
 
     args, kwargs = tree_map_only(ShadowTensor, lower, (call.args, call.kwargs))
     if not real and kwargs.get("device") is not None:
@@ -170,7 +170,7 @@ def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
 
 def replay_view(call: Call, index: int) -> Callable[[Tensor], Tensor]:
     """Return the function that makes this view of any tensor shaped like its base."""
-    rest, kwargs = tree_map_only(ShadowTensor, lambda t: t.inner, (call.args[1:], call.kwargs))
+    rest, kwargs = tree_map_only(ShadowTensor, lambda t: t.held, (call.args[1:], call.kwargs))
 
     def replay(base: Tensor) -> Tensor:
         result = call.op(base, *rest, **kwargs)
@@ -196,9 +196,9 @@ def write(target: ShadowTensor, ids: Ids, constant: Constant | None) -> None:
         parent.ids = scatter_ids(parent, child, positions)
         parent.constant = scatter_constant(parent, child, positions)
         if made_of_inputs:
-            parent.inner = parent.inner.to("meta")
+            parent.held = parent.held.to("meta")
         elif parent.is_real:
-            replay(parent.inner).copy_(child.inner)
+            replay(parent.held).copy_(child.held)
         child = parent
     refresh_views(child, made_of_inputs)
 
@@ -216,7 +216,7 @@ def refresh_views(base: ShadowTensor, made_of_inputs: bool) -> None:
             constant = Constant(*(compress(replay(t.expand(base.shape))) for t in constant))
         view.constant = constant
         if made_of_inputs:
-            view.inner = view.inner.to("meta")
+            view.held = view.held.to("meta")
         refresh_views(view, made_of_inputs)
 
 
@@ -255,7 +255,7 @@ def constant_of(t: ShadowTensor) -> Constant | None:
     """What is known of a tensor: all, if no input reaches it."""
     if not t.is_real:
         return t.constant
-    value = t.inner.double() if t.inner.is_floating_point() else t.inner
+    value = t.held.double() if t.held.is_floating_point() else t.held
     return Constant(value, torch.ones((), dtype=torch.bool))
 
 

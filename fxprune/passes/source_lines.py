@@ -1,0 +1,39 @@
+"""Where in the user's own code something happened: file, line and function, torch's and our files passed over."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType
+
+import torch
+
+_LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
+
+
+def find_user_line() -> str:
+    """Name file, line and function of the innermost code on the stack that is neither torch's nor ours."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if is_users(file):
+            return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "torch's own code"
+
+
+def find_error(error: BaseException) -> str:
+    """Name the line of the user's code at which an exception was raised."""
+    where = "in torch's own code"
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if is_users(file):
+            where = f"at {file}:{traceback.tb_lineno} in {traceback.tb_frame.f_code.co_name}"
+        traceback = traceback.tb_next
+    return where
+
+
+def is_users(file: str) -> bool:
+    """Whether a file holds the user's code, and not torch's, ours, or a graph's."""
+    return not file.startswith(_LIBRARIES) and not file.startswith("<")

@@ -1,0 +1,50 @@
+"""How a rule reads one dimension of a shadow: the ids and the constants along it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxprune.shadow.ids import IdTable
+from fxprune.shadow.tensor import Constant, Ids, ShadowTensor, constant_of, varying
+
+
+def align(t: Tensor, to: int) -> Tensor:
+    """View a compressed tensor as one of `to` dimensions, aligned at the right."""
+    return t.reshape([1] * (to - t.dim()) + list(t.shape))
+
+
+def align_shape(shape: torch.Size, rank: int) -> list[int]:
+    return [1] * (rank - len(shape)) + list(shape)
+
+
+def channel_ids(ids: Ids, dim: int, size: int) -> Tensor:
+    """The ids along one dimension, [size]; 0 (not a channel) where there are none."""
+    for t in ids:
+        if varying(t) == [dim]:
+            return t.reshape(-1)
+    return torch.zeros(size, dtype=torch.int64)
+
+
+def channel_constant(t: ShadowTensor, dim: int, size: int) -> Constant:
+    """What is known of each channel, [size] each; a channel that is not uniform is not known."""
+    nothing = Constant(torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.bool))
+    constant = constant_of(t)
+    if constant is None or t.dim() <= dim:
+        return nothing
+    aligned = [align(c, t.dim()) for c in constant]
+    if any(d != dim for c in aligned for d in varying(c)):
+        order = [dim, *(d for d in range(t.dim()) if d != dim)]
+        value, known = (c.expand(t.shape).permute(order).flatten(1) for c in aligned)
+        same = known.all(1) & (value == value[:, :1]).all(1)
+        return Constant(value[:, 0].double(), same)
+    value, known = (c.reshape(-1).expand(size) for c in aligned)
+    return Constant(torch.where(known, value.double(), 0.0), known)
+
+
+def pin_other(table: IdTable, ids: Ids, free: set[int], reason: str) -> None:
+    """Pin the ids that vary along any dimension but the free ones, or along two at once."""
+    for t in ids:
+        dims = set(varying(t))
+        if not dims <= free or len(dims) != 1:
+            table.pin(t, reason)

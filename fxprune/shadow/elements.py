@@ -1,0 +1,107 @@
+"""What element-wise ops do to the shadows: position by position, broadcasting included."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from fxprune.shadow.channels import align, align_shape
+from fxprune.shadow.ids import IdTable
+from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, compress, constant_of, varying
+
+
+def tie_elements(table: IdTable, call: Call) -> list[Ids]:
+    """Unite the operands' ids position by position; what is broadcast along a dimension takes no part there."""
+    rank = max((out.dim() for out in call.outputs), default=0)
+    operands = [([align(i, rank) for i in t.ids], align_shape(t.shape, rank)) for t in call.tensors]
+    return [tie_operands(table, operands, call.op.overloadpacket.__name__)] * len(call.outputs)
+
+
+def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]], name: str) -> Ids:
+    """Unite the ids of aligned operands, (ids, shape) each, and return those of the result."""
+    result: list[Tensor] = []
+    for i, (ids, _) in enumerate(operands):
+        for t in ids:
+            dims = set(varying(t))
+            if not dims and len(operands) > 1:
+                table.pin(t, f"{name} broadcasts one channel over several")
+            for other_ids, other_shape in operands[:i] + operands[i + 1 :]:
+                covered = {d for o in other_ids for d in varying(o)}
+                if any(other_shape[d] > 1 and d not in covered for d in dims):
+                    table.pin(t, f"{name} combines channels with a dimension that has none")
+            for o in [o for other_ids, _ in operands[:i] for o in other_ids]:
+                if dims & set(varying(o)):
+                    table.unite(t, o)
+            if all(set(varying(r)) != dims for r in result):
+                result.append(t)
+    table.make_rectangular(tuple(result))
+    return tuple(result)
+
+
+def compute_elements(call: Call) -> list[Constant | None]:
+    """Run the op on what is known; the result is known where all operands are."""
+    known = [constant_of(t) for t in call.tensors]
+    if any(k is None for k in known) or not call.outputs:
+        return [None] * len(call.outputs)
+    constants = iter([k for k in known if k is not None])
+    args, kwargs = tree_map_only(ShadowTensor, lambda t: next(constants).value, (call.args, call.kwargs))
+    if kwargs.get("dtype") is not None:
+        kwargs = {**kwargs, "dtype": torch.float64 if kwargs["dtype"].is_floating_point else kwargs["dtype"]}
+    functional = call.op
+    if call.op._schema.is_mutable:
+        args = (args[0].clone().expand(call.outputs[0].shape).clone(), *args[1:])
+    value = functional(*args, **kwargs)
+    certain = torch.ones((), dtype=torch.bool)
+    for k in known:
+        if k is not None:
+            certain = certain & k.known
+    outputs = [value] if isinstance(value, Tensor) else [v for v in value if isinstance(v, Tensor)]
+    return [Constant(compress(v), compress(certain)) for v in outputs]
+
+
+def keep_first(table: IdTable, call: Call) -> list[Ids]:
+    """Give every output the ids of the first tensor."""
+    return [call.tensors[0].ids] * len(call.outputs)
+
+
+def keep_constant(call: Call) -> list[Constant | None]:
+    return [constant_of(call.tensors[0])] * len(call.outputs)
+
+
+def overwrite(table: IdTable, call: Call) -> list[Ids]:
+    """Follow `copy_`: the source is broadcast over the destination, and both are tied."""
+    return tie_elements(table, call)
+
+
+def copy_constant(call: Call) -> list[Constant | None]:
+    return [constant_of(call.args[1])]
+
+
+def restride(table: IdTable, call: Call) -> list[Ids]:
+    """Follow as_strided where only the memory layout changes, as pooling of channels_last images does it."""
+    same = call.outputs[0].shape == call.tensors[0].shape
+    return keep_first(table, call) if same else pin_inputs(table, call)
+
+
+def fill_like(call: Call) -> list[Constant | None]:
+    """Give the value of zeros_like and its kin, known whatever the input; `empty` and random kin are unknown."""
+    name = call.op.overloadpacket.__name__
+    value = {"zeros_like": 0.0, "ones_like": 1.0, "zero": 0.0}.get(name)
+    if value is None and name in ("full_like", "fill"):
+        value = call.args[1] if isinstance(call.args[1], (int, float)) else None
+    if value is None:
+        return unknown(call)
+    return [Constant(torch.tensor(value, dtype=torch.float64), torch.ones((), dtype=torch.bool))]
+
+
+def unknown(call: Call) -> list[Constant | None]:
+    """Nothing is known."""
+    return [None] * len(call.outputs)
+
+
+def pin_inputs(table: IdTable, call: Call) -> list[Ids]:
+    """Anything else: correct, merely unpruned, and named in the report."""
+    for t in call.tensors:
+        table.pin(t.ids, f"no rule for {call.op}")
+    return [()] * len(call.outputs)

@@ -1,0 +1,128 @@
+"""What ops that only move elements do to the shadows: the same op, run on the shadows themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from fxprune.shadow.channels import align
+from fxprune.shadow.elements import pin_inputs, unknown
+from fxprune.shadow.ids import IdTable
+from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, compress, constant_of, varying
+
+aten = torch.ops.aten
+
+
+def move_ids(table: IdTable, call: Call) -> list[Ids]:
+    if any(not t.is_real for t in call.tensors[1:]):
+        return pin_inputs(table, call)
+    moved = move(call, list(call.tensors[0].ids))
+    return [tuple(m[i] for m in moved) for i in range(len(call.outputs))]
+
+
+def move_constants(call: Call) -> list[Constant | None]:
+    constant = constant_of(call.tensors[0])
+    if constant is None or any(not t.is_real for t in call.tensors[1:]):
+        return unknown(call)
+    value = torch.where(constant.known, constant.value, torch.zeros((), dtype=constant.value.dtype))
+    moved = move(call, [value, constant.known])
+    return [Constant(v, k) for v, k in zip(*moved, strict=True)]
+
+
+def move(call: Call, tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Run a movement op of one tensor on full tensors of its shape; return for each its compressed outputs."""
+    source = call.tensors[0]
+
+    def run(t: Tensor) -> list[Tensor]:
+        swap = lambda leaf: t if leaf is source else leaf.held  # noqa: E731
+        args, kwargs = tree_map_only(ShadowTensor, swap, (call.args, call.kwargs))
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("memory_format", "dtype", "device")}
+        result = functional_op(call.op)(*args, **kwargs)
+        return [compress(r) for r in ([result] if isinstance(result, Tensor) else result)]
+
+    return [run(t.expand(source.shape)) for t in tensors]
+
+
+def functional_op(op: Any) -> Any:
+    """Use reshape for view: ids held with stride 0 cannot always be viewed."""
+    return {aten.view: torch.reshape, aten._unsafe_view: torch.reshape}.get(op.overloadpacket, op)
+
+
+def concatenate(table: IdTable, call: Call) -> list[Ids]:
+    """Follow cat and stack: ids that vary along the same other dimensions are one tensor of ids."""
+    tensors, dim, stacked = joined(call)
+    rank = call.outputs[0].dim()
+    rows: list[dict[frozenset[int], Tensor]] = []
+    for t in tensors:
+        ids = [align(i, t.dim()) for i in t.ids]
+        ids = [i.unsqueeze(dim) for i in ids] if stacked else ids
+        rows.append({frozenset(varying(i)) - {dim}: i for i in ids})
+    result = []
+    for key in dict.fromkeys(key for row in rows for key in row):
+        parts = [row.get(key, torch.zeros([1] * rank, dtype=torch.int64)) for row in rows]
+        result.append(join_parts(parts, tensors, dim, stacked))
+    return [tuple(result)]
+
+
+def concatenate_constants(call: Call) -> list[Constant | None]:
+    tensors, dim, stacked = joined(call)
+    known = [constant_of(t) for t in tensors]
+    if all(k is None for k in known):
+        return [None]
+    nothing = Constant(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool))
+    rank = call.outputs[0].dim()
+    columns = zip(*[k or nothing for k in known], strict=True)
+    parts = []
+    for column in columns:
+        aligned = [align(c, t.dim()) for c, t in zip(column, tensors, strict=True)]
+        aligned = [a.unsqueeze(dim) for a in aligned] if stacked else aligned
+        aligned = [a.double() if a.dtype != torch.bool else a for a in aligned]
+        parts.append(join_parts([align(a, rank) for a in aligned], tensors, dim, stacked))
+    return [Constant(*parts)]
+
+
+def joined(call: Call) -> tuple[list[ShadowTensor], int, bool]:
+    """The tensors that cat or stack joins (empty ones of old style left out), the dimension, whether it is new."""
+    stacked = call.op.overloadpacket is aten.stack
+    tensors = [t for t in call.args[0] if stacked or t.dim() == call.outputs[0].dim()]
+    return tensors, call.argument("dim", 0) % call.outputs[0].dim(), stacked
+
+
+def join_parts(parts: list[Tensor], tensors: list[ShadowTensor], dim: int, stacked: bool) -> Tensor:
+    """Concatenate compressed tensors, each only as large as any of them varies."""
+    sizes = [max(p.size(d) for p in parts) for d in range(parts[0].dim())]
+    full = []
+    for part, tensor in zip(parts, tensors, strict=True):
+        sizes[dim] = 1 if stacked else tensor.size(dim)
+        full.append(part.expand(sizes))
+    return compress(torch.cat(full, dim))
+
+
+def pad_ids(table: IdTable, call: Call) -> list[Ids]:
+    """Padding along the ids' own dimension makes new ids (a constant), along any other it repeats them."""
+    source, pads = call.tensors[0], call.args[1]
+    result = []
+    for t in source.ids:
+        t = align(t, source.dim())
+        kept = [p if t.size(-1 - i // 2) > 1 else 0 for i, p in enumerate(pads)]
+        padded = F.pad(t, kept, value=-1)
+        new = padded < 0
+        padded[new] = table.take(int(new.sum()))
+        result.append(padded)
+    return [tuple(result)]
+
+
+def pad_constants(call: Call) -> list[Constant | None]:
+    """The padding is known, the rest as before; what differs at the border varies along that dimension."""
+    source, pads = call.tensors[0], call.args[1]
+    fill = call.argument("value", 0)
+    constant = constant_of(source)
+    if constant is None:
+        constant = Constant(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool))
+    value, known = (c.expand(source.shape) for c in constant)
+    value = torch.where(known, value, torch.zeros((), dtype=value.dtype))
+    return [Constant(compress(F.pad(value, pads, value=fill)), compress(F.pad(known, pads, value=True)))]
