@@ -186,7 +186,7 @@ class WeightMask(nn.Module):
         factor = self.method.rescale(
             _mean_along(magnitude * self._is_open(weight), self.rows), _mean_along(magnitude, self.rows)
         )
-        self.factor.copy_(torch.where(self.threshold > 0, factor, 1).view_as(self.factor))
+        self.factor.copy_(factor.view_as(self.factor))
 
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:

@@ -1,0 +1,243 @@
+"""Which magnitude is the threshold that closes a given share of all weights?
+
+The threshold is the order statistic T = v[floor((N - 1) s)] of the N magnitudes v = |w| / scale of all layers, and
+a weight stays open iff v > T. Nothing is sorted or concatenated: a strided sample gives a bracket around T, one pass
+in cache-sized blocks counts what lies above it and collects the few magnitudes inside, and T is picked from those.
+A sample that misleads costs more passes and never the exactness. What comes out depends on the weights alone: a
+bracket remembered from the last step was tried, and saves next to nothing over the sample.
+
+Magnitudes are ordered as their bits are, read as an integer, so brackets are pairs of integers (low, high], with
+-1 for below everything. Where `torch.distributed` runs, all ranks hold the same weights and find the same T.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import FxpruneError, TargetError
+
+_ROWS = 8  # a block is searched in columns of so many magnitudes: few columns hold one inside the bracket
+_CPU_BLOCK = 1 << 20  # magnitudes; smaller ones fit a closer cache, but then the threads wait for each other more
+_GPU_BLOCK = 1 << 22  # few waits for the device in little memory; float32 counts as far as 1 << 24
+_SAMPLE = 1 << 18
+_FEW = 1 << 16  # so many magnitudes are collected whatever their share
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def select_threshold(
+    weights: Mapping[str, Tensor], sparsity: float, scales: Mapping[str, float] | None = None
+) -> Tensor:
+    """Give the magnitude T = v[floor((N - 1) * sparsity)], v sorted, of all weights' v = |w| / scale together.
+
+    `weights` are named tensors of any shape, layout and floating type; `scales` divides a layer's magnitudes
+    and is 1 for layers that it leaves out. The result is 0-dimensional, on the device of the first tensor, of
+    type float32 or, if any weight is, float64. With distinct magnitudes exactly floor((N - 1) * sparsity) + 1
+    are <= T; with ties, all those equal to T are too. A sparsity of 0 or less gives 0: no threshold.
+
+    Raises TargetError for a sparsity of 1 or more, FxpruneError for weights that are NaN or infinite.
+    """
+    if not sparsity < 1:
+        raise TargetError(f"a sparsity of {sparsity} closes everything; give less than 1")
+    total = sum(weight.numel() for weight in weights.values())
+    device = next((weight.device for weight in weights.values()), torch.device("cpu"))
+    dtype = torch.float32
+    for weight in weights.values():
+        dtype = torch.promote_types(dtype, weight.dtype)
+    if sparsity <= 0 or total == 0:
+        return torch.zeros((), dtype=dtype, device=device)
+    layers = [_Layer(name, _flatten(weight), (scales or {}).get(name, 1.0)) for name, weight in weights.items()]
+    search = _Search(layers, dtype, total, rank=math.floor((total - 1) * sparsity))
+    return _find(search).to(device)
+
+
+def layer_threshold(threshold: Tensor, scale: float) -> Tensor:
+    """Give the largest tau with tau / scale <= threshold as rounded, so that |w| > tau iff |w| / scale > threshold.
+
+    The product `threshold * scale` may be off by its last bit, which would open or close the weight at the threshold.
+    """
+    if scale == 1.0:
+        return threshold
+    tau = threshold * scale
+    for _ in range(2):
+        tau = torch.where(tau / scale > threshold, torch.nextafter(tau, torch.zeros_like(tau)), tau)
+    for _ in range(2):
+        larger = torch.nextafter(tau, torch.full_like(tau, math.inf))
+        tau = torch.where(larger / scale <= threshold, larger, tau)
+    return tau
+
+
+class _Layer(NamedTuple):
+    name: str
+    flat: Tensor  # [n], in the order of storage where the weight is dense
+    scale: float
+
+
+class _Search(NamedTuple):
+    layers: list[_Layer]
+    dtype: torch.dtype
+    total: int
+    rank: int  # of the threshold among all magnitudes, from 0
+
+
+class _Point(NamedTuple):
+    bits: int
+    upto: int  # how many magnitudes are <= it
+
+
+class _Survey(NamedTuple):
+    low: _Point
+    high: _Point
+    inside: Tensor | None  # the magnitudes in (low, high], or None where they are too many to be collected
+
+
+@torch.no_grad()
+def _find(search: _Search) -> Tensor:
+    floor, ceiling = _Point(-1, 0), _Point(_to_bits(torch.finfo(search.dtype).max, search.dtype), search.total)
+    for deviations in itertools.count(3, 9):  # floor.upto <= rank < ceiling.upto, and every round brings them closer
+        low, high = _bracket(search, floor, ceiling, deviations)
+        survey = _survey(search, low, high)
+        for point in (survey.low, survey.high):
+            if point.upto <= search.rank:
+                floor = max(floor, point)
+            else:
+                ceiling = min(ceiling, point)
+        if ceiling.bits - floor.bits == 1:
+            return torch.tensor(_from_bits(ceiling.bits, search.dtype), dtype=search.dtype)
+        if survey.inside is not None and (floor, ceiling) == (survey.low, survey.high):
+            return _pick(survey.inside, search.rank - floor.upto)
+    raise AssertionError("unreachable")
+
+
+def _bracket(search: _Search, floor: _Point, ceiling: _Point, deviations: int) -> tuple[int, int]:
+    """Choose the bits (low, high] to survey: all that is left where few are, else by sampling, at last the middle."""
+    if ceiling.upto - floor.upto <= _most_inside(search):
+        return floor.bits, ceiling.bits
+    if deviations <= 12:
+        low, high = _sample_bracket(search, deviations)
+        low, high = max(low, floor.bits), min(high, ceiling.bits)
+        if low < high:
+            return low, high
+    third = (ceiling.bits - floor.bits) // 3
+    return floor.bits + third, ceiling.bits - max(1, third)
+
+
+def _sample_bracket(search: _Search, deviations: int) -> tuple[int, int]:
+    """Guess bits (low, high] around the threshold, so many standard deviations of a sample to each side."""
+    stride = search.total // min(_SAMPLE, search.total // _ROWS)
+    while math.gcd(stride, 210) > 1:  # else it could hit the same places of every kernel
+        stride += 1
+    parts: list[Tensor] = []
+    start = 0
+    for layer in search.layers:
+        part = layer.flat[-start % stride :: stride].to(search.layers[0].flat.device, search.dtype)
+        parts.append(part.abs() / layer.scale)
+        start += layer.flat.numel()
+    sample = torch.cat(parts).cpu()
+    count, share = sample.numel(), search.rank / search.total
+    middle, margin = share * count, deviations * (math.sqrt(count * share * (1 - share)) + 1)
+    low, high = math.floor(middle - margin), math.ceil(middle + margin)
+    low_bits = _to_bits(_pick(sample, low).item(), search.dtype) - 1 if low >= 0 else -1
+    high_value = _pick(sample, high).item() if high < count else torch.finfo(search.dtype).max
+    return low_bits, _to_bits(high_value, search.dtype)
+
+
+def _survey(search: _Search, low: int, high: int) -> _Survey:
+    """Count the magnitudes up to `low` and up to `high`, and collect those between unless they are many.
+
+    Raises FxpruneError where it meets a weight that is NaN or infinite.
+    """
+    low_value, high_value = _from_bits(low, search.dtype), _from_bits(high, search.dtype)
+    limit = _most_inside(search) if high - low > 1 else 0
+    between_count = above_count = 0
+    inside: list[Tensor] = []
+    for block, between, above in _blocks(search):
+        torch.gt(block, low_value, out=between)
+        torch.gt(block, high_value, out=above)
+        columns = between.sub_(above).view(_ROWS, -1).sum(0)  # exact: whole numbers far below 2^24
+        sums = torch.stack([columns.sum(), above.sum(), block.sum()]).tolist()  # a GPU is waited for once a block
+        if not math.isfinite(sums[2]):
+            _refuse_unfinite(search)
+        between_count += int(sums[0])
+        above_count += int(sums[1])
+        if sums[0] and between_count <= limit:
+            some = block.view(_ROWS, -1).index_select(1, columns.nonzero().squeeze(1)).flatten()
+            inside.append(some[(some > low_value) & (some <= high_value)].cpu())
+    upto_high = search.total - above_count
+    collected = torch.cat(inside) if inside and between_count <= limit else None
+    return _Survey(_Point(low, upto_high - between_count), _Point(high, upto_high), collected)
+
+
+def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield all magnitudes in blocks of whole columns, filled up with -1, each with two temporaries of its size.
+
+    The three tensors are used again for the next block.
+    """
+    work = torch.empty(3, 0)
+    filled = 0
+    for layer in search.layers:
+        position = 0
+        while position < layer.flat.numel():
+            if not work.numel() or work.device != layer.flat.device:
+                if filled:
+                    yield _fill_up(work, filled)
+                work, filled = _new_work(search, layer.flat.device), 0
+            piece = layer.flat[position : position + work.shape[1] - filled]
+            magnitude = work[0, filled : filled + piece.numel()].copy_(piece).abs_()
+            if layer.scale != 1.0:
+                magnitude.div_(layer.scale)
+            position += piece.numel()
+            filled += piece.numel()
+            if filled == work.shape[1]:
+                yield _fill_up(work, filled)
+                filled = 0
+    if filled:
+        yield _fill_up(work, filled)
+
+
+def _new_work(search: _Search, device: torch.device) -> Tensor:
+    block = _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
+    return torch.empty(3, min(block, search.total + -search.total % _ROWS), dtype=search.dtype, device=device)
+
+
+def _fill_up(work: Tensor, filled: int) -> tuple[Tensor, Tensor, Tensor]:
+    size = filled + -filled % _ROWS
+    work[0, filled:size] = -1
+    block, between, above = work[:, :size]
+    return block, between, above
+
+
+def _most_inside(search: _Search) -> int:
+    return max(_FEW, search.total // 16)
+
+
+def _pick(values: Tensor, rank: int) -> Tensor:
+    return values.kthvalue(rank + 1).values
+
+
+def _flatten(weight: Tensor) -> Tensor:
+    """View a dense weight as one row in whatever order it is stored (channels last, transposed); copy any other."""
+    strides = weight.stride()
+    order = sorted(range(weight.dim()), key=lambda dim: -strides[dim])
+    return weight.detach().permute(order).reshape(-1)
+
+
+def _to_bits(value: float, dtype: torch.dtype) -> int:
+    return int(torch.tensor(value, dtype=dtype).view(_BITS[dtype]))
+
+
+def _from_bits(bits: int, dtype: torch.dtype) -> float:
+    return float(torch.tensor(bits, dtype=_BITS[dtype]).view(dtype)) if bits >= 0 else -1.0
+
+
+def _refuse_unfinite(search: _Search) -> None:
+    for layer in search.layers:
+        bad = int((~layer.flat.isfinite()).sum())
+        if bad:
+            raise FxpruneError(
+                f"{layer.name}: {bad} of {layer.flat.numel()} weights are NaN or infinite, so no threshold exists; "
+                "lower the learning rate or clip the gradients"
+            )
