@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
 from fxprune.model import Inputs, TracedModel, in_eval_mode
-from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, freeze
+from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, freeze, is_inplace
 from fxprune.passes.find_dead import Plan
 from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import IdTable
@@ -96,7 +96,7 @@ class Mender:
             return False
         expected, actual = tree_leaves(self.values[old]), tree_leaves(freeze(result))
         pairs = list(zip(expected, actual, strict=False))
-        if old in self.effects and isinstance(node.args[0], fx.Node):
+        if old in self.effects and is_inplace(node):
             pairs.append((self.effects[old], freeze(self.env[node.args[0]])))
         if len(expected) != len(actual) or not all(self.equals(e, a) for e, a in pairs if isinstance(e, Shadow)):
             return False
