@@ -32,21 +32,22 @@ LAYERS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 def decompose(model: TracedModel) -> None:
     """Write out the layers of both graphs, in place; a layer with hooks stays one step, and is pinned."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # one name for tied ones
     for graph in model.graphs:
         for node in list(graph.nodes):
             if node.op == "call_module":
-                open_layer(graph, node, model.get_submodule(node.target))
+                open_layer(graph, node, model.get_submodule(node.target), names)
         graph.lint()
     model.set_graphs(model.graphs)
 
 
-def open_layer(graph: fx.Graph, node: fx.Node, module: Any) -> None:
+def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str]) -> None:
     """Replace a call of a layer by a call of its function, under the same name."""
     layer = find_layer(module)
     if layer is None or has_hooks(module) or len(node.args) != 1 or node.kwargs:
         return
-    function, names = LAYERS[layer]
-    options = [getattr(module, name) for name in names]
+    function, option_names = LAYERS[layer]
+    options = [getattr(module, name) for name in option_names]
     with graph.inserting_before(node):
         x = node.args[0]
         if getattr(module, "padding_mode", "zeros") != "zeros":
@@ -54,7 +55,7 @@ def open_layer(graph: fx.Graph, node: fx.Node, module: Any) -> None:
             x = graph.call_function(F.pad, (x, padding), {"mode": module.padding_mode})
             x.meta = dict(node.meta)
             options[1] = (0,) * len(module.padding)
-        weight, bias = (get_parameter(graph, node, module, name) for name in ("weight", "bias"))
+        weight, bias = (get_parameter(graph, node, module, name, names) for name in ("weight", "bias"))
         shape = (tuple(module.normalized_shape),) if layer is nn.LayerNorm else ()
         opened = graph.call_function(function, (x, *shape, weight, bias, *options))
     opened.meta = dict(node.meta)
@@ -77,11 +78,12 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def get_parameter(graph: fx.Graph, before: fx.Node, module: nn.Module, name: str) -> Any:
+def get_parameter(graph: fx.Graph, before: fx.Node, module: nn.Module, name: str, names: dict[int, str]) -> Any:
     """Read a parameter of the called module in the graph, once a graph."""
-    if getattr(module, name) is None:
+    value = getattr(module, name)
+    if value is None:
         return None
-    target = f"{before.target}.{name}"
+    target = names.get(id(value), f"{before.target}.{name}")
     for node in graph.nodes:
         if node is before:
             break

@@ -57,6 +57,7 @@ class Plan:
     merges: list[Merge]
     constants: dict[fx.Node, Tensor]  # nodes replaced by what they always give
     kept: dict[str, int]  # why closed units stay, and how many
+    closed: Tensor  # bool, [units]; those that norms leave out, whether they go or stay
 
     def alive_along(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         """For each dimension of a tensor that has channels, which of its indexes stay."""
@@ -120,7 +121,7 @@ class Search:
             keepers, merges = self.choose_keepers(hard, soft, dead)
             grown = dead | (self.may_die & ~hard & ~keepers)
             if torch.equal(grown, dead):
-                return Plan(dead, self.find_absorbed(dead), merges, self.constants, dict(self.kept))
+                return Plan(dead, self.find_absorbed(dead), merges, self.constants, dict(self.kept), self.closed)
             dead = grown
 
     def find_needed(self, dead: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -305,8 +306,10 @@ def has_effect(node: fx.Node, moves: set[fx.Node]) -> bool:
     """Whether a node does something besides computing its result: a guard, a switch, a write that others see."""
     if node.op == "call_function" and node.target in fx.node._side_effectful_functions:
         return True
+    if node.meta.get("writes"):
+        return True
     if not is_inplace(node):
-        return node.op == "call_module" and not node.users
+        return False
     written = node.args[0]
     assert isinstance(written, fx.Node)
     return not node.users or written in moves or any(node < user for user in written.users)

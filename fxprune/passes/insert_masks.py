@@ -18,7 +18,7 @@ from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
-from fxprune.passes.living_norm import living_layer_norm
+from fxprune.passes.living_norm import use_living_norm
 from fxprune.shadow.ids import PINNED
 
 
@@ -67,7 +67,7 @@ def insert_unit_masks(
         zip((n for g in model.graphs for n in g.nodes), (n for g in prepared.graphs for n in g.nodes), strict=True)
     )
     for norm in norms:
-        use_living_norm(alike[norm])
+        use_living_norm(alike[norm], f"fxprune.alive.{key_of(norm.name)}.open")
     for graph in prepared.graphs:
         for name in masked:
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
@@ -133,17 +133,6 @@ def insert_mask(graph: fx.Graph, name: str, mask: str) -> None:
                 masked = graph.call_module(mask, (node,))
             masked.meta = dict(node.meta)
             node.replace_all_uses_with(masked, delete_user_cb=lambda user, m=masked: user is not m)
-
-
-def use_living_norm(node: fx.Node) -> None:
-    """Let a layer norm take its statistics over the open channels only."""
-    names = ("input", "normalized_shape", "weight", "bias", "eps")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    with node.graph.inserting_before(node):
-        is_open = node.graph.get_attr(f"fxprune.alive.{key_of(node.name)}.open")
-    node.target = living_layer_norm
-    node.args = (given["input"], is_open, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
-    node.kwargs = {}
 
 
 def key_of(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 
 def living_layer_norm(x: Tensor, is_open: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -22,3 +22,14 @@ def living_layer_norm(x: Tensor, is_open: Tensor, weight: Tensor | None, bias: T
     if weight is not None:
         result = result * weight
     return result if bias is None else result + bias
+
+
+def use_living_norm(node: fx.Node, is_open: str) -> None:
+    """Let a layer norm of a graph take its statistics over the channels that the buffer `is_open` marks."""
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    with node.graph.inserting_before(node):
+        mask = node.graph.get_attr(is_open)
+    node.target = living_layer_norm
+    node.args = (given["input"], mask, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+    node.kwargs = {}

@@ -8,6 +8,7 @@ none fits, and it only moves elements, it is replaced by one selection from wher
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from fxprune.model import Inputs, TracedModel, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, freeze, is_inplace
 from fxprune.passes.find_dead import Plan
 from fxprune.passes.trace import check_guard
-from fxprune.shadow.ids import IdTable
+from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import varying
 
 MOST_TRIALS = 256
@@ -87,7 +88,7 @@ class Mender:
             return ValueError("an input has no dense form")
         try:
             return self.run.run_node(node, self.env, self.named)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
             return error
 
     def fits(self, node: fx.Node, old: fx.Node, result: Any) -> bool:
@@ -116,9 +117,8 @@ class Mender:
                 continue
             for ids in expected.along(dim):
                 wanted = ids[keep]
-                known = wanted < self.limit
-                found = actual.along(dim)
-                if known.any() and not any(torch.equal(wanted[known], f[known]) for f in found):
+                named = wanted < self.limit  # by a parameter, so that both graphs know it
+                if named.any() and not any(agree(wanted[named], found[named]) for found in actual.along(dim)):
                     return False
         return True
 
@@ -133,24 +133,43 @@ class Mender:
         return torch.unique(self.channels.units[torch.cat(ids)]) if ids else torch.zeros(0, dtype=torch.int64)
 
     def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
-        """Put new sizes where old ones stand as literals, in each combination, until the result fits."""
-        sizes: dict[int, list[int]] = {}
-        for each in (old, *old.all_input_nodes):
-            for shadow in tree_leaves(self.values[each]):
-                if isinstance(shadow, Shadow):
-                    for dim, keep in self.plan.alive_along(self.channels, shadow).items():
-                        choices = sizes.setdefault(shadow.shape[dim], [])
-                        if int(keep.sum()) not in choices:
-                            choices.append(int(keep.sum()))
+        """Put other sizes where sizes and bounds stand as literals, in each combination, until the result fits."""
         args, kwargs = node.args, node.kwargs
-        literals = list(find_literals((args, kwargs)))
-        choices_of = [[v, *(s for s in sizes.get(v, []) if s != v)] for v in literals]
-        for choice in itertools.islice(itertools.product(*choices_of), 1, MOST_TRIALS):
-            node.args, node.kwargs = replace_literals((args, kwargs), iter(choice))
+        plain = fx.node.map_arg((args, kwargs), self.as_literal)
+        literals = list(find_literals(plain))
+        alive = self.alive_around(old)
+        choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]
+        for choice in itertools.islice(itertools.product(*choices), 1, MOST_TRIALS):
+            node.args, node.kwargs = replace_literals(plain, iter(choice))
             if self.fits(node, old, self.attempt(node)):
                 return True
         node.args, node.kwargs = args, kwargs
         return False
+
+    def alive_around(self, old: fx.Node) -> list[Tensor]:
+        """For each dimension of a node's result and inputs that loses units, which indexes stay."""
+        shadows = [s for n in (old, *old.all_input_nodes) for s in tree_leaves(self.values[n]) if isinstance(s, Shadow)]
+        found = [keep for s in shadows for keep in self.plan.alive_along(self.channels, s).values()]
+        return [keep for keep in found if not keep.all()]
+
+    def as_literal(self, node: fx.Node) -> Any:
+        """A number that is computed from widths alone, as it was in the larger graph; anything else as it is."""
+        old = self.originals.get(node)
+        return self.values[old] if old is not None and self.is_width(old) else node
+
+    def is_width(self, old: fx.Node) -> bool:
+        """Whether a whole number depends on numbers of channels only, not on batch or image size."""
+        if type(self.values[old]) is not int:
+            return False
+        first = old.args[0] if old.args else None
+        dim = old.args[1] if len(old.args) > 1 else None
+        if isinstance(first, fx.Node) and isinstance(dim, int):
+            tensor = self.values[first]
+            if old.target is operator.getitem and isinstance(tensor, tuple) and isinstance(first.args[0], fx.Node):
+                tensor = self.values[first.args[0]]
+            if isinstance(tensor, Shadow):
+                return bool(tensor.along(dim % len(tensor.shape)))
+        return bool(old.all_input_nodes) and all(self.is_width(n) for n in old.all_input_nodes)
 
     def select(self, node: fx.Node, old: fx.Node) -> bool:
         """Replace a node that only moves elements by a selection from the nearest tensors that have a dense form."""
@@ -258,6 +277,11 @@ class Mender:
         made = self.graph.get_attr(name)
         self.env[made] = self.attempt(made)
         return made
+
+
+def agree(wanted: Tensor, found: Tensor) -> bool:
+    """Whether ids are the same, where the smaller graph has any: a layer of one channel has none (0)."""
+    return bool(((wanted == found) | (found == PINNED)).all())
 
 
 def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | None:

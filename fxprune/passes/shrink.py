@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from fxprune.model import Inputs, TracedModel
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, find_used, is_empty, joined_dim
+from fxprune.passes.living_norm import use_living_norm
 from fxprune.passes.mend import Mender
 from fxprune.shadow.ids import Reader
-from fxprune.shadow.tensor import varying
+from fxprune.shadow.tensor import Ids, varying
 
 
 def shrink(model: TracedModel, channels: Channels, plan: Plan, inputs: Inputs) -> TracedModel:
@@ -62,6 +63,12 @@ class Surgery:
                 done.add(str(merge.reader.source))
         for old, value in self.plan.constants.items():
             self.replace_by_constant(old, value)
+        for norm in self.channels.norms:
+            units = self.channels.units[norm.ids]
+            if bool((self.plan.closed & ~self.plan.dead)[units].any()):
+                name = f"open_{norm.node.name}"
+                self.add_buffer(name, (~self.plan.closed[units]).double(), (norm.ids,))
+                use_living_norm(self.copies[norm.node], name)
 
     def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
         """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""
@@ -91,16 +98,19 @@ class Surgery:
         node = self.copies[old]
         values = self.channels.values[self.before.index(old.graph)]
         name = f"constant_{node.name}"
-        dtype = next(self.compact.parameters()).dtype
-        self.compact.register_buffer(name, value.to(dtype).clone())
         ids = tuple(t for t in values[old].ids if all(value.size(d) == t.size(d) for d in varying(t)))
-        self.shadows[name] = Shadow(tuple(value.shape), ids, None)
+        self.add_buffer(name, value, ids)
         with node.graph.inserting_before(node):
             made = node.graph.get_attr(name)
         for user in list(node.users):
             if user.target in OUT_OF_PLACE and user.args[0] is node:
                 user.target = OUT_OF_PLACE[user.target]
             user.replace_input_with(node, made)
+
+    def add_buffer(self, name: str, value: Tensor, ids: Ids) -> None:
+        """Add a buffer to the smaller model, of its parameters' type, whose channels have these ids."""
+        self.compact.register_buffer(name, value.to(next(self.compact.parameters())).clone())
+        self.shadows[name] = Shadow(tuple(value.shape), ids, None)
 
     def slice_parameters(self) -> None:
         """Cut the dead indexes out of every parameter and buffer, in place: tied parameters stay tied."""

@@ -74,6 +74,10 @@ def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
             f"{type(root).__name__} does not run on the example inputs in {mode} mode: {error} ({find_error(error)}); "
             "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
         ) from error
+    for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
+        module = root.get_submodule(node.target) if node.op == "call_module" else None
+        inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
+        node.meta["writes"] = bool(inplace) and not node.users
     with torch.no_grad():
         for name, buffer in root.named_buffers():
             if name in buffers:

@@ -1,0 +1,95 @@
+"""Does the command line do what its options say, and refuse in one sentence?"""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner, Result
+
+import fxprune
+from fxprune.cli import app, main
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    paths = folder / "wide.onnx", folder / "slim.onnx"
+    for path, width in zip(paths, (64, 8), strict=True):
+        model = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4))
+        fxprune.export.to_onnx(model, torch.randn(2, 16), path)
+    return paths
+
+
+def assert_refused(result: Result, sentence: str) -> None:
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+
+
+def test_the_version_is_shown() -> None:
+    assert invoke("--version").stdout == f"fxprune {version('fxprune')}\n"
+
+
+def test_the_help_names_both_commands() -> None:
+    shown = invoke("--help").stdout
+    assert "demo" in shown
+    assert "bench" in shown
+
+
+def test_the_demo_prints_its_report_and_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("fxprune.demo.run.run_demo", lambda settings: asked.append(settings) or "the report")
+    result = invoke(
+        "demo", "--method", "st3-sigma", "--target", "0.7", "--epochs", "2", "--seed", "5", "--out", tmp_path
+    )
+    assert result.exit_code == 0
+    assert result.stdout.startswith("the report\n")
+    assert str(tmp_path) in result.stdout
+    (settings,) = asked
+    assert (settings.method, settings.granularity, settings.target) == ("st3-sigma", "channel", 0.7)
+    assert (settings.epochs, settings.seed, settings.out) == (2, 5, tmp_path)
+
+
+def test_the_demo_refuses_in_one_sentence(tmp_path: Path) -> None:
+    assert_refused(invoke("demo", "--target", "1.5", "--out", tmp_path), "between 0 and 1")
+    assert_refused(invoke("demo", "--model", "resnet19", "--out", tmp_path), "did you mean")
+
+
+def test_an_unknown_method_is_a_usage_error() -> None:
+    assert invoke("demo", "--method", "magnitude").exit_code == 2
+
+
+def test_bench_prints_both_files_and_writes_the_numbers(files: tuple[Path, Path], tmp_path: Path) -> None:
+    result = invoke("bench", *files, "--batch", "1,4", "--seconds", "0.05", "--json", tmp_path / "bench.json")
+    assert result.exit_code == 0
+    timings = json.loads((tmp_path / "bench.json").read_text())["timings"]
+    assert [(timing["name"], timing["batch_size"]) for timing in timings] == [
+        (str(path), batch) for batch in (1, 4) for path in files
+    ]
+    for timing in timings:
+        assert f"{timing['median']:.3f}" in result.stdout
+
+
+def test_bench_refuses_in_one_sentence(files: tuple[Path, Path], tmp_path: Path) -> None:
+    assert_refused(invoke("bench", files[0], tmp_path / "none.onnx"), "none.onnx")
+    assert_refused(invoke("bench", files[0], files[0]), "given twice")
+    assert_refused(invoke("bench", *files, "--batch", "1,x"), "whole numbers")
+    assert_refused(invoke("bench", *files, "--batch", "0"), "1 or more")
+    assert_refused(invoke("bench", *files, "--json", tmp_path / "no" / "file.json"), "cannot be written")
+
+
+def test_the_console_script_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["fxprune", "demo", "--target", "0"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""Whether conversion is exact on networks that nobody thought of: random graphs, random gates, random zero filters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fxprune
+from tests.exactness import close_units, randomise, relative_error, settle_statistics, varied_images, zero_filters
+
+WIDTHS = st.sampled_from([4, 6, 8, 12])
+STEPS = st.one_of(
+    st.tuples(st.just("conv"), WIDTHS, st.sampled_from([1, 3]), st.booleans()),
+    st.tuples(st.just("residual"), st.sampled_from([1, 3])),
+    st.tuples(st.just("concat"), WIDTHS),
+    st.tuples(st.just("split")),
+    st.tuples(st.just("shuffle")),
+    st.tuples(st.just("grouped")),
+    st.tuples(st.just("depthwise")),
+    st.tuples(st.just("gate")),
+    st.tuples(st.just("pool"), st.sampled_from(["max", "average", "counted"])),
+    st.tuples(st.just("norm"), st.sampled_from(["batch", "layer"])),
+    st.tuples(st.just("shared")),
+    st.tuples(st.just("pad"), st.sampled_from(["rows", "channels"])),
+    st.tuples(st.just("activation"), st.sampled_from(["relu", "silu", "hardsigmoid", "inplace"])),
+    st.tuples(st.just("reshape")),
+    st.tuples(st.just("write")),
+)
+
+
+class RandomNetwork(nn.Module):
+    """A network of the drawn steps, each of which may use any shape of the stream so far."""
+
+    def __init__(self, steps: list[tuple], width: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.layers = nn.ModuleDict()
+        for index, step in enumerate(steps):
+            width = self.add(f"{index}", step, width)
+        self.head = nn.Linear(width, 5)
+
+    def add(self, key: str, step: tuple, width: int) -> int:
+        kind, *options = step
+        if kind == "conv":
+            outputs, kernel, bias = options
+            self.layers[key] = nn.Conv2d(width, outputs, kernel, padding=kernel // 2, bias=bias)
+            return outputs
+        if kind in ("residual", "shared"):
+            kernel = options[0] if options else 3
+            self.layers[key] = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        if kind == "concat":
+            self.layers[key] = nn.Conv2d(width, options[0], 1)
+            return width + options[0]
+        if kind == "split":
+            self.layers[key] = nn.Conv2d(width - width // 2, width - width // 2, 3, padding=1)
+        if kind == "grouped":
+            self.layers[key] = nn.Conv2d(width, width, 3, padding=1, groups=2 if width % 2 == 0 else 1)
+        if kind == "depthwise":
+            self.layers[key] = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        if kind == "gate":
+            self.layers[key] = nn.Sequential(nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1), nn.Sigmoid())
+        if kind == "norm":
+            self.layers[key] = nn.BatchNorm2d(width) if options[0] == "batch" else nn.LayerNorm(width)
+        if kind == "write":
+            self.layers[key] = nn.Conv2d(width, width // 2, 1)
+        return width + 2 if kind == "pad" and options[0] == "channels" else width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for index, step in enumerate(self.steps):
+            x = self.apply_step(self.layers[f"{index}"] if f"{index}" in self.layers else None, step, x)
+        return self.head(x.mean((2, 3)))
+
+    def apply_step(self, layer, step: tuple, x: Tensor) -> Tensor:
+        kind, *options = step
+        b, c, h, w = x.shape
+        if kind in ("conv", "grouped", "depthwise"):
+            return layer(x)
+        if kind == "residual":
+            out = layer(torch.relu(x))
+            out += x
+            return out
+        if kind == "shared":
+            return layer(torch.relu(layer(x)))
+        if kind == "concat":
+            return torch.cat([x, layer(x)], 1)
+        if kind == "split":
+            first, second = x.split([c // 2, c - c // 2], 1)
+            return torch.cat([first, layer(second)], 1)
+        if kind == "shuffle":
+            return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w) if c % 2 == 0 else x.flip(1)
+        if kind == "gate":
+            return x * layer(x.mean((2, 3), keepdim=True))
+        if kind == "pool":
+            return {
+                "max": lambda: F.max_pool2d(x, 3, 1, 1),
+                "average": lambda: F.avg_pool2d(x, 2, 1),
+                "counted": lambda: F.avg_pool2d(x, 3, 1, 1),
+            }[options[0]]()
+        if kind == "norm":
+            return layer(x) if options[0] == "batch" else layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if kind == "pad":
+            return F.pad(x, (1, 0, 0, 1)) if options[0] == "rows" else F.pad(x, (0, 0, 0, 0, 1, 1))
+        if kind == "activation":
+            return {
+                "relu": lambda: torch.relu(x),
+                "silu": lambda: F.silu(x),
+                "hardsigmoid": lambda: F.hardsigmoid(x),
+                "inplace": lambda: (x + 0.1).relu_(),
+            }[options[0]]()
+        if kind == "write":
+            out = torch.zeros_like(x)
+            out[:, c - c // 2 :] = layer(x)
+            return out + x
+        return x.flatten(2).transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def check_network(steps: list[tuple], width: int, share: float, seed: int, granularity: str) -> None:
+    torch.manual_seed(seed)
+    model = RandomNetwork(steps, width).double()
+    randomise(model, seed)
+    x = varied_images(3, 3, 9)
+    settle_statistics(model, x, seed)
+    prepared = fxprune.prepare(model, x, granularity=granularity)
+    if granularity == "channel":
+        close_units(prepared, share, seed)
+    else:
+        zero_filters(prepared, share, seed)
+    compact = fxprune.convert(prepared)
+    other = varied_images(4, 3, 13, seed + 1)
+    try:
+        error = relative_error(prepared, compact, other, least_variation=1e-4)
+    except AssertionError:
+        with torch.no_grad():  # everything closed: only the constants are left to compare
+            error = float((prepared(other) - compact(other)).abs().max())
+    assert error < 1e-9
+
+
+networks = given(
+    steps=st.lists(STEPS, min_size=1, max_size=7),
+    width=WIDTHS,
+    share=st.sampled_from([0.2, 0.5, 0.8]),
+    seed=st.integers(0, 1000),
+    granularity=st.sampled_from(["channel", "weight"]),
+)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@networks
+def test_random_networks_convert_exactly(
+    steps: list[tuple], width: int, share: float, seed: int, granularity: str
+) -> None:
+    check_network(steps, width, share, seed, granularity)
+
+
+@pytest.mark.zoo
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@networks
+def test_many_random_networks_convert_exactly(
+    steps: list[tuple], width: int, share: float, seed: int, granularity: str
+) -> None:
+    check_network(steps, width, share, seed, granularity)
