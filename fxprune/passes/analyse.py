@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.model import Inputs, TracedModel, in_eval_mode
-from fxprune.shadow.ids import IdTable, Norm, Pin, Reader
+from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
 
@@ -128,7 +128,7 @@ class ShadowRun:
         self.only_elements &= rule is ELEMENTWISE
         if not call.tensors:
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
-        ids = rule.ids(self.table, call)
+        ids = [tuple(filter(is_channel, each)) for each in rule.ids(self.table, call)]
         constants = rule.constants(call) if any(not t.is_real for t in call.tensors) else [None] * len(ids)
         return list(zip(ids, constants, strict=True))
 
@@ -202,6 +202,11 @@ def hides_layers(module: nn.Module) -> bool:
     if hasattr(module, "parametrizations"):
         return False
     return any(True for _ in module.children()) or not set(dict(module.named_parameters())) <= {"weight", "bias"}
+
+
+def is_channel(ids: Tensor) -> bool:
+    """Whether ids say more than "not a channel" throughout, which is what their absence says."""
+    return ids.numel() != 1 or int(ids) != PINNED
 
 
 def is_shadow(value: Any) -> bool:

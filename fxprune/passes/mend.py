@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
@@ -91,7 +91,7 @@ class Mender:
         except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
             return error
 
-    def fits(self, node: fx.Node, old: fx.Node, result: Any) -> bool:
+    def fits(self, node: fx.Node, old: fx.Node, result: Any, altered: bool = False) -> bool:
         """Whether a result is what the larger graph gave, less the dead units; if so, keep it."""
         if isinstance(result, Exception):
             return False
@@ -101,8 +101,30 @@ class Mender:
             pairs.append((self.effects[old], freeze(self.env[node.args[0]])))
         if len(expected) != len(actual) or not all(self.equals(e, a) for e, a in pairs if isinstance(e, Shadow)):
             return False
+        doubtful = (altered or is_inplace(node)) and old in self.channels.moves
+        if doubtful and not self.moves_alike(node, old):
+            return False
         self.env[node] = result
         return True
+
+    def moves_alike(self, node: fx.Node, old: fx.Node) -> bool:
+        """Whether a node moves the numbered elements of its inputs as it did in the larger graph, dead units apart.
+
+        Ids cannot tell: a layer that is left with one channel has none, and may be broadcast by mistake.
+        """
+        start, before, after = 0, {}, {}
+        for new in node.all_input_nodes:
+            shadow = self.values[self.originals[new]] if new in self.originals else None
+            if isinstance(shadow, Shadow):
+                before[self.originals[new]] = number(shadow.shape, start)
+                after[new] = cut(before[self.originals[new]], self.plan.alive_along(self.channels, shadow))
+                start += torch.Size(shadow.shape).numel()
+        wanted, got = step(old, before, self.values, self.model), step(node, after, self.env, self.compact)
+        shadows = [self.effects[old]] if is_inplace(node) else tree_leaves(self.values[old])
+        if is_inplace(node):
+            wanted, got = before[old.args[0]], after[node.args[0]]
+        triples = zip(tree_leaves(wanted), tree_leaves(got), shadows, strict=True)
+        return all(torch.equal(cut(w, self.plan.alive_along(self.channels, s)), g) for w, g, s in triples)
 
     def equals(self, expected: Shadow, actual: Any) -> bool:
         """Compare a result's shape, and its channels where they come from parameters."""
@@ -139,9 +161,9 @@ class Mender:
         literals = list(find_literals(plain))
         alive = self.alive_around(old)
         choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]
-        for choice in itertools.islice(itertools.product(*choices), 1, MOST_TRIALS):
+        for choice in itertools.islice(itertools.product(*choices), MOST_TRIALS):
             node.args, node.kwargs = replace_literals(plain, iter(choice))
-            if self.fits(node, old, self.attempt(node)):
+            if self.fits(node, old, self.attempt(node), altered=True):
                 return True
         node.args, node.kwargs = args, kwargs
         return False
@@ -223,12 +245,7 @@ class Mender:
         value = self.values[old]
         if not any(isinstance(leaf, Shadow) for leaf in tree_leaves(value)):
             return value  # a number or a shape, as it was
-        args, kwargs = fx.node.map_arg((old.args, old.kwargs), lambda n: self.replay(n, known))
-        if old.op == "call_module":
-            return self.model.get_submodule(str(old.target))(*args, **kwargs)
-        if old.op == "call_method":
-            return getattr(args[0], str(old.target))(*args[1:], **kwargs)
-        return old.target(*args, **kwargs)  # type: ignore[operator]
+        return step(old, {n: self.replay(n, known) for n in old.all_input_nodes}, {}, self.model)
 
     def emit_selection(
         self, node: fx.Node, sources: list[fx.Node], sizes: list[int], dim: int, index: Tensor
@@ -302,6 +319,16 @@ def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | Non
     padded = F.pad(joined, [0, 0] * (wanted.dim() - 1 - dim) + [0, 1])
     taken = padded.index_select(dim, torch.where(index < 0, joined.size(dim), index))
     return index if torch.equal(taken, wanted) else None
+
+
+def step(node: fx.Node, tensors: dict[fx.Node, Any], others: dict[fx.Node, Any], model: nn.Module) -> Any:
+    """Run one node on plain tensors; what is no tensor is taken as another run left it."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tensors[n] if n in tensors else others[n])
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def number(shape: tuple[int, ...], start: int) -> Tensor:

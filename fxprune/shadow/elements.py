@@ -70,8 +70,13 @@ def keep_constant(call: Call) -> list[Constant | None]:
 
 
 def overwrite(table: IdTable, call: Call) -> list[Ids]:
-    """Follow `copy_`: the source is broadcast over the destination, and both are tied."""
-    return tie_elements(table, call)
+    """Follow `copy_`: both are tied; what is written has the source's ids, or the old ones where it is broadcast."""
+    tie_elements(table, call)
+    target, source = call.args[:2]
+    shape = align_shape(source.shape, target.dim())
+    written = [align(t, target.dim()) for t in source.ids]
+    kept = [t for t in target.ids if all(shape[d] < target.size(d) for d in varying(t)) and varying(t)]
+    return [tuple(written + kept)]
 
 
 def copy_constant(call: Call) -> list[Constant | None]:

@@ -83,7 +83,7 @@ FAMILIES: list[tuple[Rule, str]] = [
     (MOVE, "diagonal movedim unflatten flatten narrow unfold"),
     (JOIN, "cat stack"),
     (PAD, "constant_pad_nd"),
-    (Rule(overwrite, copy_constant), "copy"),
+    (Rule(overwrite, copy_constant, moves=True), "copy"),
     (LIKE, "zeros_like ones_like full_like empty_like rand_like randn_like zero fill new_empty_like bernoulli"),
     (Rule(keep_first, unknown), "native_dropout uniform normal random"),
     (Rule(restride, keep_constant), "as_strided"),
