@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ class TracedModel(nn.Module):
         self.graphs = graphs
         self._run_eval = compile_graph(graphs.eval)
         self._run_train = self._run_eval if graphs.train is graphs.eval else compile_graph(graphs.train)
+        parameters = list(inspect.signature(self._run_eval).parameters.values())
+        self.forward_signature = inspect.Signature(parameters[1:])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return (self._run_train if self.training else self._run_eval)(self, *args, **kwargs)

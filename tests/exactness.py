@@ -9,8 +9,12 @@ from fxprune.masks import Masks
 from fxprune.model import PreparedModel
 
 
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give scales, shifts, biases and layer scales random values, so that nothing is zero or one by initialisation."""
+def randomise(model: nn.Module, seed: int = 0, share: float = 0.0) -> None:
+    """Give scales, shifts, biases and layer scales random values, so that nothing is zero or one by initialisation.
+
+    Where no norm restores the size of the activations, weights get He's variance over the share that stays open:
+    with PyTorch's own initialisation the biases drown the input.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(t: Tensor, low: float, high: float) -> Tensor:
@@ -21,6 +25,9 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
             if parameter.dim() == 1 or "layer_scale" in name:
                 low, high = (-0.3, 0.3) if name.endswith("bias") else (0.5, 1.5)
                 parameter.copy_(uniform(parameter, low, high))
+            elif not any(isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)) for m in model.modules()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+                parameter.mul_((2 / (1 - share) / parameter[0].numel()) ** 0.5)
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def test_the_compact_model_is_smaller_and_says_the_same(run: tuple[Settings, Rep
     rows = rows_by_name(report)
     assert rows["compact"].correct == rows["prepared"].correct
     assert report.agreeing == report.agreeing_file == rows["compact"].images == 500
-    assert rows["compact"].difference < 1e-5 * report.logit_range
+    assert rows["compact"].difference < 1e-5 * report.variation
     assert rows["compact"].parameters < 0.5 * rows["dense"].parameters
     assert rows["compact"].macs < 0.5 * rows["dense"].macs
     assert rows["compact"].onnx_bytes < 0.5 * rows["dense"].onnx_bytes
@@ -82,6 +82,11 @@ def test_a_changed_prediction_is_not_called_the_same(run: tuple[Settings, Report
     assert " is NOT the same to the last sample" in format_agreement(replace(report, agreeing=499))
     changed = tuple(replace(row, correct=row.correct - (row.name == "compact")) for row in report.rows)
     assert " is NOT the same to the last sample" in format_agreement(replace(report, rows=changed))
+
+
+def test_a_model_that_says_the_same_of_every_image_shows_little(run: tuple[Settings, Report]) -> None:
+    assert "shows little" not in format_agreement(run[1])
+    assert "shows little" in format_agreement(replace(run[1], variation=0.0))
 
 
 def test_layers_are_counted_by_the_outputs_that_stay(run: tuple[Settings, Report]) -> None:

@@ -65,7 +65,7 @@ def read_inputs(model: nn.Module, example_inputs: ExampleInputs) -> Inputs:
 
     Raises ExportError if they do not fit the signature, or hold no tensor with a sample in it.
     """
-    signature = inspect.signature(model.forward)
+    signature = getattr(model, "forward_signature", None) or inspect.signature(model.forward)
     args, kwargs = _split_arguments(example_inputs)
     try:
         bound = signature.bind(*args, **kwargs)

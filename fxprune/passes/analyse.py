@@ -143,8 +143,9 @@ class ShadowRun:
             for node in graph.nodes:
                 self.table.node, self.only_moved, self.only_elements = node, True, True
                 env[node] = self.run_node(node, env, named)
-                if is_inplace(node):
-                    effects[node] = freeze(env[node.args[0]])
+                written = find_written(node)
+                if written is not None:
+                    effects[node] = freeze(env[written])
                 results[node] = freeze(env[node])
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()
@@ -213,13 +214,14 @@ def is_shadow(value: Any) -> bool:
     return type(value) is ShadowTensor
 
 
-def is_inplace(node: fx.Node) -> bool:
-    """Whether a node writes to its first argument by its name: `add_`, `setitem`, `+=`."""
+def find_written(node: fx.Node) -> fx.Node | None:
+    """The tensor to which a node writes in place, as its name says (`add_`, `setitem`, `+=`): its first argument."""
     name = str(getattr(node.target, "__name__", node.target))
-    if not node.args or not isinstance(node.args[0], fx.Node) or node.op not in ("call_function", "call_method"):
-        return False
+    written = node.args[0] if node.args else None
+    if not isinstance(written, fx.Node) or node.op not in ("call_function", "call_method"):
+        return None
     inplace_operator = name in ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "imatmul", "ipow")
-    return inplace_operator or (name.endswith("_") and not name.endswith("__"))
+    return written if inplace_operator or (name.endswith("_") and not name.endswith("__")) else None
 
 
 def freeze(value: Any) -> Any:

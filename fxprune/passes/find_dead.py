@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxprune.model import TracedModel
-from fxprune.passes.analyse import Channels, Shadow, is_inplace
+from fxprune.passes.analyse import Channels, Shadow, find_written
 from fxprune.shadow.ids import PINNED, Reader
 from fxprune.shadow.tensor import compress, varying
 
@@ -284,7 +284,7 @@ def can_broadcast(user: fx.Node, node: fx.Node, values: dict[fx.Node, Any], chan
     """Whether a use works position by position with another operand of full shape."""
     if user not in channels.elementwise:
         return False
-    if is_inplace(user) and user.args[0] is node and (user.target not in OUT_OF_PLACE or len(node.users) > 1):
+    if find_written(user) is node and (user.target not in OUT_OF_PLACE or len(node.users) > 1):
         return False
     others = [values[n] for n in user.all_input_nodes if n is not node]
     return any(isinstance(o, Shadow) and o.shape == values[user].shape for o in others)
@@ -308,8 +308,7 @@ def has_effect(node: fx.Node, moves: set[fx.Node]) -> bool:
         return True
     if node.meta.get("writes"):
         return True
-    if not is_inplace(node):
+    written = find_written(node)
+    if written is None:
         return False
-    written = node.args[0]
-    assert isinstance(written, fx.Node)
     return not node.users or written in moves or any(node < user for user in written.users)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
 from fxprune.model import Inputs, TracedModel, in_eval_mode
-from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, freeze, is_inplace
+from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
 from fxprune.passes.find_dead import Plan
 from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import PINNED, IdTable
@@ -97,11 +97,12 @@ class Mender:
             return False
         expected, actual = tree_leaves(self.values[old]), tree_leaves(freeze(result))
         pairs = list(zip(expected, actual, strict=False))
-        if old in self.effects and is_inplace(node):
-            pairs.append((self.effects[old], freeze(self.env[node.args[0]])))
+        written = find_written(node)
+        if written is not None:
+            pairs.append((self.effects[old], freeze(self.env[written])))
         if len(expected) != len(actual) or not all(self.equals(e, a) for e, a in pairs if isinstance(e, Shadow)):
             return False
-        doubtful = (altered or is_inplace(node)) and old in self.channels.moves
+        doubtful = (altered or written is not None) and old in self.channels.moves
         if doubtful and not self.moves_alike(node, old):
             return False
         self.env[node] = result
@@ -112,17 +113,19 @@ class Mender:
 
         Ids cannot tell: a layer that is left with one channel has none, and may be broadcast by mistake.
         """
-        start, before, after = 0, {}, {}
-        for new in node.all_input_nodes:
-            shadow = self.values[self.originals[new]] if new in self.originals else None
-            if isinstance(shadow, Shadow):
-                before[self.originals[new]] = number(shadow.shape, start)
-                after[new] = cut(before[self.originals[new]], self.plan.alive_along(self.channels, shadow))
-                start += torch.Size(shadow.shape).numel()
+        inputs = [n for n in old.all_input_nodes if isinstance(self.values[n], Shadow)]
+        smaller = [n for n in node.all_input_nodes if isinstance(self.env[n], Tensor)]
+        if len(inputs) != len(smaller):
+            return False
+        starts = itertools.accumulate((torch.Size(self.values[n].shape).numel() for n in inputs), initial=0)
+        before = {n: number(self.values[n].shape, start) for n, start in zip(inputs, starts, strict=False)}
+        kept = [cut(before[n], self.plan.alive_along(self.channels, self.values[n])) for n in inputs]
+        after = dict(zip(smaller, kept, strict=True))
         wanted, got = step(old, before, self.values, self.model), step(node, after, self.env, self.compact)
-        shadows = [self.effects[old]] if is_inplace(node) else tree_leaves(self.values[old])
-        if is_inplace(node):
-            wanted, got = before[old.args[0]], after[node.args[0]]
+        shadows = tree_leaves(self.values[old])
+        old_written, written = find_written(old), find_written(node)
+        if old_written is not None and written is not None:
+            wanted, got, shadows = before[old_written], after[written], [self.effects[old]]
         triples = zip(tree_leaves(wanted), tree_leaves(got), shadows, strict=True)
         return all(torch.equal(cut(w, self.plan.alive_along(self.channels, s)), g) for w, g, s in triples)
 

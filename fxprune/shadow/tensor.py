@@ -105,7 +105,7 @@ class ShadowMode(TorchDispatchMode):
     """Run ATen calls on shadows: `follow` gives the shadows of a call's outputs."""
 
     def __init__(self, follow: Callable[[Call], list[tuple[Ids, Constant | None]]], fresh: Callable[..., Ids]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.follow = follow
         self.fresh = fresh
         self.memo: dict[int, ShadowTensor] = {}

@@ -21,7 +21,7 @@ DOUBLE, SINGLE = 1e-8, 1e-4
 def prepared_model(name: str, share: float) -> PreparedModel:
     """A prepared model with random scales and shifts, random gates, and statistics that fit them, in double."""
     model = build(name).double()
-    randomise(model)
+    randomise(model, share=share)
     size = image_sizes(name)[0]
     prepared = fxprune.prepare(model, varied_images(2, 3, size))
     close_units(prepared, share, seed=1)
@@ -62,7 +62,7 @@ def test_closed_channels_convert_exactly(name: str, share: float, tmp_path: Path
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_zero_filters_convert_exactly(name: str, share: float, tmp_path: Path) -> None:
     model = build(name).double()
-    randomise(model)
+    randomise(model, share=share)
     size = image_sizes(name)[0]
     prepared = fxprune.prepare(model, varied_images(2, 3, size), granularity="weight")
     zero_filters(prepared, share)
