@@ -44,7 +44,7 @@ def measure(name: str, runs: int) -> list[object]:
     def analysis() -> None:
         traced = trace(model, ((one,), {}))
         decompose(traced)
-        analyse(traced, ((one,), {}))
+        analyse(traced, ((one,), {}), constants=False)
 
     def forward() -> None:
         with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from fxprune.errors import ExactnessError, FxpruneError, TargetError
 from fxprune.masks import Granularity, Masks
@@ -64,7 +65,7 @@ def prepare(
     inputs = guess_inputs(model) if example_inputs is None else as_inputs(example_inputs)
     traced = trace(model, inputs)
     decompose(traced)
-    channels = analyse(traced, inputs)
+    channels = analyse(traced, inputs, constants=False)
     insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
     return insert(traced, channels, method, target, excluded)
 
@@ -154,8 +155,11 @@ def shrink_all(
 def find_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     """The inputs to convert with: those given, those that the model was traced with, or a guess."""
     if example_inputs is not None:
-        return as_inputs(example_inputs)
-    return model.inputs if isinstance(model, TracedModel) else guess_inputs(model)
+        inputs = as_inputs(example_inputs)
+    else:
+        inputs = model.inputs if isinstance(model, TracedModel) else guess_inputs(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return tree_map_only(torch.Tensor, lambda t: t.to(device), inputs)  # type: ignore[no-any-return]
 
 
 def check_arguments(model: nn.Module, method: Method, target: Sparsity, granularity: str) -> None:

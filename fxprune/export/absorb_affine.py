@@ -43,7 +43,7 @@ class Absorber(NamedTuple):
     affine: Affine
 
 
-class NotAbsorbed(Exception):  # noqa: N818  (a reason, not an error: it never leaves fold_batchnorm)
+class NotAbsorbed(Exception):
     """Why an affine map stays a node of its own."""
 
 

@@ -66,13 +66,14 @@ class Channels:
                     yield name, dim, self.units_along(name, dim)
 
 
-def analyse(model: TracedModel, inputs: Inputs) -> Channels:
+def analyse(model: TracedModel, inputs: Inputs, constants: bool = True) -> Channels:
     """Run both graphs of a model on shadows and unite the ids of both.
 
     The model itself is not run: its parameters are read, nothing is written, and its modes are put back.
+    Without `constants` nothing is known of values, which saves reading all weights.
     """
     table = IdTable()
-    run = ShadowRun(model, table)
+    run = ShadowRun(model, table, constants)
     for name, tensor in tensors_of(model):
         run.add_parameter(name, tensor)
     values, effects = [], []
@@ -106,8 +107,8 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 class ShadowRun:
     """One run of graphs on shadows, that writes into one table of ids."""
 
-    def __init__(self, model: TracedModel, table: IdTable) -> None:
-        self.model, self.table = model, table
+    def __init__(self, model: TracedModel, table: IdTable, constants: bool = True) -> None:
+        self.model, self.table, self.constants = model, table, constants
         self.mode = ShadowMode(self.follow, table.fresh)
         self.parameters: dict[str, Shadow] = {}
         self.moves: set[fx.Node] = set()
@@ -116,7 +117,7 @@ class ShadowRun:
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
         """Give a parameter its ids, and let the run know it wherever it appears."""
-        shadow = ShadowTensor(tensor.detach(), self.table.fresh(tensor.shape) if ids is None else ids)
+        shadow = ShadowTensor(tensor.detach().cpu(), self.table.fresh(tensor.shape) if ids is None else ids)
         self.parameters[name] = Shadow(tuple(tensor.shape), shadow.ids, None)
         self.mode.adopt(tensor, shadow)
 
@@ -129,8 +130,10 @@ class ShadowRun:
         if not call.tensors:
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
         ids = [tuple(filter(is_channel, each)) for each in rule.ids(self.table, call)]
-        constants = rule.constants(call) if any(not t.is_real for t in call.tensors) else [None] * len(ids)
-        return list(zip(ids, constants, strict=True))
+        known: list[Constant | None] = [None] * len(ids)
+        if self.constants and any(not t.is_real for t in call.tensors):
+            known = rule.constants(call)
+        return list(zip(ids, known, strict=True))
 
     def run(self, graph: fx.Graph, inputs: Inputs) -> tuple[dict[fx.Node, Any], dict[fx.Node, Shadow]]:
         """Run one graph; return the shadow of each result, and of each tensor written in place."""

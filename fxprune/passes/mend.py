@@ -31,7 +31,7 @@ RAGGED = object()
 """Stands for a result that has no dense form; only the selection that replaces a chain of moves passes it by."""
 
 
-class CannotMend(FxpruneError):  # noqa: N818 - a refusal that conversion answers by keeping units
+class CannotMend(FxpruneError):
     """A node has no form for so few channels."""
 
     def __init__(self, node: fx.Node, units: Tensor) -> None:
@@ -55,7 +55,7 @@ class Mender:
         """Run the graph, mending each node that needs it."""
         table = IdTable(count=len(self.channels.units))
         self.limit = 1 + max((int(t.max()) for s in shadows.values() for t in s.ids if t.numel()), default=0)
-        self.run = ShadowRun(self.compact, table)
+        self.run = ShadowRun(self.compact, table, constants=False)
         for name, shadow in shadows.items():
             owner, _, leaf = name.rpartition(".")
             self.run.add_parameter(name, getattr(self.compact.get_submodule(owner), leaf), shadow.ids)

@@ -13,7 +13,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ class ValueTracer(fx.Tracer):
 
     def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node on values, with the tracer out of the way; modules run in eval mode, states unharmed."""
-        with self.untraced(), torch.no_grad():
+        with self.untraced(patched=kind in ("get_attr", "call_method")), torch.no_grad():
             if kind == "get_attr":
                 return operator.attrgetter(target)(self.root)
             if kind == "call_method":
@@ -167,11 +167,11 @@ class ValueTracer(fx.Tracer):
                 return module(*args, **kwargs)
 
     @contextmanager
-    def untraced(self) -> Iterator[None]:
-        """Run code without recording it."""
+    def untraced(self, patched: bool) -> Iterator[None]:
+        """Run code without recording it; calls of modules and of functions need torch.fx's patches undone, too."""
         self.recording = False
         try:
-            with _maybe_revert_all_patches():
+            with nullcontext() if patched else _maybe_revert_all_patches():
                 yield
         finally:
             self.recording = True

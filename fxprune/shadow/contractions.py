@@ -55,7 +55,7 @@ def convolve_constants(call: Call) -> list[Constant | None]:
     if not weight.is_real or call.argument("transposed"):
         return [None]
     groups = call.argument("groups")
-    kernel = weight.held.double().flatten(2).unflatten(0, (groups, -1))  # [groups, rows, columns, positions]
+    kernel = weight.held.flatten(2).unflatten(0, (groups, -1))  # [groups, rows, columns, positions]
     value, known = (c.view(groups, 1, -1) for c in channel_constant(x, 1, x.size(1)))
     if mixes_border(call):
         known = known & (value == 0)
@@ -74,7 +74,7 @@ def multiply_matrices(table: IdTable, call: Call) -> list[Ids]:
     table.unite(inputs, columns)
     kernel = b.held.t()[None, :, :, None]
     constant = channel_constant(a, 1, a.size(1))
-    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b, columns), False)
+    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b), False)
     if isinstance(bias, ShadowTensor):
         table.unite(rows, channel_ids(bias.ids, bias.dim() - 1, bias.size(-1)))
     return [(rows.view(1, -1), *[t for t in a.ids if varying(t) == [0]])]
@@ -86,7 +86,7 @@ def multiply_constants(call: Call) -> list[Constant | None]:
     if a.is_real or not b.is_real:
         return [None]
     value, known = (c.view(1, 1, -1) for c in channel_constant(a, 1, a.size(1)))
-    return [contract_constant(b.held.double().t()[None, :, :, None], value, known, bias, 0)]
+    return [contract_constant(b.held.t()[None, :, :, None], value, known, bias, 0)]
 
 
 def look_up(table: IdTable, call: Call) -> list[Ids]:
@@ -97,7 +97,7 @@ def look_up(table: IdTable, call: Call) -> list[Ids]:
     return [(columns.view([1] * (call.outputs[0].dim() - 1) + [-1]),)]
 
 
-def contracted_dim(weight: ShadowTensor, columns: Tensor) -> int:
+def contracted_dim(weight: ShadowTensor) -> int:
     """The dimension of the parameter behind a matrix whose rows are contracted: `linear` reads it transposed."""
     return 1 if weight.view_of is not None and weight.stride(0) == 1 else 0
 
@@ -108,7 +108,7 @@ def contract_constant(kernel: Tensor, value: Tensor, known: Tensor, bias: Any, s
     certain = ~touched.any(2).reshape(-1)
     if not certain.any():
         return None
-    total = (kernel.sum(3) * torch.where(known, value, 0.0)).sum(2).reshape(-1)
+    total = (kernel.sum(3, dtype=torch.float64) * torch.where(known, value, 0.0)).sum(2).reshape(-1)
     if isinstance(bias, ShadowTensor):
         total = total + bias.held.double()
     shape = [1, -1] + [1] * spatial

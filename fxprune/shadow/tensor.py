@@ -163,8 +163,8 @@ def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
         return t.held.clone() if t is target or schema.is_mutable else t.held
 
     args, kwargs = tree_map_only(ShadowTensor, lower, (call.args, call.kwargs))
-    if not real and kwargs.get("device") is not None:
-        kwargs = {**kwargs, "device": "meta"}
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": "cpu" if real else "meta"}
     return call.op(*args, **kwargs), written
 
 
