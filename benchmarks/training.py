@@ -3,9 +3,9 @@
     python benchmarks/training.py [--model resnet50] [--batch 16] [--size 224] [--threads 2] [--rounds 5]
 
 One step is forward, backward, and the optimizer's step with, in the prepared model, a new threshold selected over all
-magnitudes after every step (the schedule is at its steepest, sparsity moving). Dense and prepared steps take turns in
-one process; the ratio is the median over rounds. Memory is the most that live tensors of the step occupy, by the
-profiler of each run in a process of its own (peak resident size), the difference in copies of the weights.
+magnitudes after every step. Dense and prepared steps take turns in one process; the ratio is the median over rounds.
+Memory is the peak resident size of a fresh process that does three steps, less the dense one's, in copies of the
+weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def make_step(kind: str, model: nn.Module, x: torch.Tensor) -> Callable[[], None
     """Return a function that does one training step of the dense (kind "dense") or the prepared model."""
     if kind != "dense":
         granularity, method = KINDS[kind]
-        model = fxprune.prepare(
-            model, x[:1], method=method, granularity=granularity, target=fxprune.Sparsity(0.9)
-        )  # fmt: skip
+        target = fxprune.Sparsity(0.9)
+        model = fxprune.prepare(model, x[:1], method=method, granularity=granularity, target=target)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     if kind != "dense":
@@ -62,7 +61,18 @@ def seconds(step: Callable[[], None]) -> float:
 
 def peak_memory(kind: str, options: argparse.Namespace) -> float:
     """Peak resident bytes of a fresh process that does three steps."""
-    arguments = ["--only", kind, "--model", options.model, "--batch", str(options.batch), "--size", str(options.size)]
+    arguments = [
+        "--only",
+        kind,
+        "--threads",
+        str(options.threads),
+        "--model",
+        options.model,
+        "--batch",
+        str(options.batch),
+        "--size",
+        str(options.size),
+    ]
     run = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
     return float(run.stdout)
 

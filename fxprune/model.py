@@ -105,14 +105,16 @@ class TracedModel(nn.Module):
 class PreparedModel(TracedModel):
     """A traced model with masks between its parameters and the ops that use them.
 
-    `fxprune` holds the masks and their state, `plain` the graphs without them.
+    `fxprune` holds the masks and their state, `plain` the graphs without them, `pinned` how many channels
+    cannot be pruned, by reason and line of the model's source.
     """
 
     fxprune: Masks
 
-    def __init__(self, model: TracedModel, masks: Masks) -> None:
+    def __init__(self, model: TracedModel, masks: Masks, pinned: dict[str, int]) -> None:
         super().__init__(model, model.graphs.copy(), model.class_name, model.inputs)
         self.plain = model.graphs
+        self.pinned = pinned
         self.fxprune = masks
 
 

@@ -17,9 +17,11 @@ from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
 from fxprune.model import PreparedModel, TracedModel, find_tensor
-from fxprune.passes.analyse import Channels
+from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.living_norm import use_living_norm
 from fxprune.shadow.ids import PINNED
+
+NOTHING = Shadow((), (), None)
 
 
 def insert_weight_masks(
@@ -34,7 +36,7 @@ def insert_weight_masks(
         raise TargetError(
             "no weight is left to prune: the model has no convolution or linear layer that is not excluded"
         )
-    prepared = PreparedModel(model, masks)
+    prepared = PreparedModel(model, masks, count_pinned(channels))
     for graph in prepared.graphs:
         for name in channels.weights:
             if name not in excluded:
@@ -62,7 +64,7 @@ def insert_unit_masks(
         if bool((index >= 0).any()):
             masked[name] = masks.add_unit_mask(name, reader.dim, index)
     norms = {norm.node: masks.add_alive(norm.node.name, numbers[channels.units[norm.ids]]) for norm in channels.norms}
-    prepared = PreparedModel(model, masks)
+    prepared = PreparedModel(model, masks, count_pinned(channels))
     alike = dict(
         zip((n for g in model.graphs for n in g.nodes), (n for g in prepared.graphs for n in g.nodes), strict=True)
     )
@@ -73,6 +75,15 @@ def insert_unit_masks(
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
     prepared.set_graphs(prepared.graphs)
     return prepared
+
+
+def count_pinned(channels: Channels) -> dict[str, int]:
+    """How many ids of weights each reason pins; kernels' heights and widths are no channels, and left out."""
+    rows = [t.reshape(-1) for name in channels.weights for t in channels.parameters.get(name, NOTHING).ids[:2]]
+    weights = torch.zeros(len(channels.units), dtype=torch.bool)
+    weights[torch.cat(rows)] = True
+    counts = {str(pin): int(weights[torch.unique(ids)].sum()) for pin, ids in channels.pins.items()}
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> Tensor:

@@ -156,7 +156,7 @@ class ValueTracer(fx.Tracer):
 
     def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node on values, with the tracer out of the way; modules run in eval mode, states unharmed."""
-        with self.untraced(patched=kind in ("get_attr", "call_method")), torch.no_grad():
+        with self.untraced(patched=kind == "call_method"), torch.no_grad():
             if kind == "get_attr":
                 return operator.attrgetter(target)(self.root)
             if kind == "call_method":
@@ -168,7 +168,7 @@ class ValueTracer(fx.Tracer):
 
     @contextmanager
     def untraced(self, patched: bool) -> Iterator[None]:
-        """Run code without recording it; calls of modules and of functions need torch.fx's patches undone, too."""
+        """Run code without recording it; all but methods of tensors need the patches of torch.fx undone, too."""
         self.recording = False
         try:
             with nullcontext() if patched else _maybe_revert_all_patches():
