@@ -105,6 +105,8 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
     Raises:
         ExactnessError: the outputs differ by more than rounding; the first node that differs is named.
     """
+    if not isinstance(model, nn.Module):
+        raise FxpruneError(f"convert takes a torch.nn.Module, not {type(model).__name__}")
     inputs = find_inputs(model, example_inputs)
     if isinstance(model, PreparedModel):
         source = bake_masks(model)

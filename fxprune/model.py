@@ -59,9 +59,9 @@ class TracedModel(nn.Module):
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
         self.class_name = class_name or type(root).__name__
-        for name, value in vars(root).items():
-            if name.startswith("_tensor_constant"):
-                self.register_buffer(name, value, persistent=False)
+        for node in (node for graph in graphs for node in graph.nodes if node.op == "get_attr"):
+            if isinstance(vars(root).get(node.target), Tensor):  # plain attributes, and constants of the code
+                self.register_buffer(node.target, vars(root)[node.target], persistent=False)
         self.set_graphs(graphs)
 
     def set_graphs(self, graphs: Graphs) -> None:
@@ -115,7 +115,7 @@ class PreparedModel(TracedModel):
         super().__init__(model, model.graphs.copy(), model.class_name, model.inputs)
         self.plain = model.graphs
         self.pinned = pinned
-        self.fxprune = masks
+        self.fxprune = masks.train(model.training)
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:

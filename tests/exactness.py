@@ -80,7 +80,7 @@ def zero_filters(model: nn.Module, share: float, seed: int = 0) -> None:
 
 @torch.no_grad()
 def relative_error(source: nn.Module, compact: nn.Module, x: Tensor, least_variation: float = 0.01) -> float:
-    """The largest difference of the outputs relative to how much they vary over the inputs, which must not be nothing."""
+    """The largest difference of the outputs, relative to how much they vary over the inputs, which must not be 0."""
     source.eval(), compact.eval()
     expected, actual = source(x), compact(x)
     assert expected.shape == actual.shape

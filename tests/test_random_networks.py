@@ -73,7 +73,7 @@ class RandomNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for index, step in enumerate(self.steps):
-            x = self.apply_step(self.layers[f"{index}"] if f"{index}" in self.layers else None, step, x)
+            x = self.apply_step(dict(self.layers).get(f"{index}"), step, x)
         return self.head(x.mean((2, 3)))
 
     def apply_step(self, layer, step: tuple, x: Tensor) -> Tensor:

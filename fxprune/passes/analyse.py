@@ -47,6 +47,7 @@ class Channels:
     effects: list[dict[fx.Node, Shadow]]
     moves: set[fx.Node]  # nodes that only move elements
     elementwise: set[fx.Node]  # nodes that work position by position
+    widths: set[fx.Node]  # numbers that follow from numbers of channels alone, not from batch or image size
     weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
     readers: list[Reader]
     norms: list[Norm]
@@ -90,6 +91,7 @@ def analyse(model: TracedModel, inputs: Inputs, constants: bool = True) -> Chann
         effects,
         run.moves,
         run.elementwise,
+        run.widths,
         table.weights,
         table.readers,
         table.norms,
@@ -113,7 +115,9 @@ class ShadowRun:
         self.parameters: dict[str, Shadow] = {}
         self.moves: set[fx.Node] = set()
         self.elementwise: set[fx.Node] = set()
+        self.widths: set[fx.Node] = set()
         self.only_moved = self.only_elements = True
+        self.sized = False  # whether the node that runs takes numbers that the size of an input gives
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
         """Give a parameter its ids, and let the run know it wherever it appears."""
@@ -128,11 +132,15 @@ class ShadowRun:
         self.only_moved &= rule.moves
         self.only_elements &= rule is ELEMENTWISE
         if not call.tensors:
+            call.sized = self.sized
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
+        call.sized = self.sized or any(t.sized for t in call.tensors)
         ids = [tuple(filter(is_channel, each)) for each in rule.ids(self.table, call)]
         known: list[Constant | None] = [None] * len(ids)
-        if self.constants and any(not t.is_real for t in call.tensors):
+        if self.constants and any(not t.is_real for t in call.tensors) and (rule.moves or not call.sized):
             known = rule.constants(call)
+        if call.sized:
+            known = [k if k is not None and varies_by_channel(k, i) else None for k, i in zip(known, ids, strict=True)]
         return list(zip(ids, known, strict=True))
 
     def run(self, graph: fx.Graph, inputs: Inputs) -> tuple[dict[fx.Node, Any], dict[fx.Node, Shadow]]:
@@ -150,6 +158,8 @@ class ShadowRun:
                 if written is not None:
                     effects[node] = freeze(env[written])
                 results[node] = freeze(env[node])
+                if type(env[node]) in (int, float) and is_width(node, results, self.widths):
+                    self.widths.add(node)
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()
                     self.elementwise |= {node} if self.only_elements else set()
@@ -174,6 +184,8 @@ class ShadowRun:
         kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
         if node.op == "placeholder":
             return next(inputs)
+        numbers = [n for n in node.all_input_nodes if any(type(leaf) in (int, float) for leaf in tree_leaves(env[n]))]
+        self.sized = not self.widths.issuperset(numbers)
         if node.op == "output":
             for leaf in filter(is_shadow, tree_leaves(args)):
                 self.table.pin(leaf.ids, "an output of the model")
@@ -206,6 +218,24 @@ def hides_layers(module: nn.Module) -> bool:
     if hasattr(module, "parametrizations"):
         return False
     return any(True for _ in module.children()) or not set(dict(module.named_parameters())) <= {"weight", "bias"}
+
+
+def is_width(node: fx.Node, results: dict[fx.Node, Any], widths: set[fx.Node]) -> bool:
+    """Whether a number is a tensor's number of channels, or computed from such numbers only."""
+    source, dim = (*node.args, None, None)[:2]
+    if isinstance(source, fx.Node) and isinstance(dim, int):
+        if node.target is operator.getitem and isinstance(source.args[0], fx.Node):
+            source = source.args[0]  # x.shape[1], x.size()[1]
+        tensor = results[source]
+        if isinstance(tensor, Shadow):
+            return bool(tensor.along(dim % len(tensor.shape)))
+    return bool(node.all_input_nodes) and widths.issuperset(node.all_input_nodes)
+
+
+def varies_by_channel(constant: Constant, ids: Ids) -> bool:
+    """Whether a constant differs between channels only, so that it is the same at every size."""
+    channels = {d for t in ids for d in varying(t)}
+    return all(d in channels for part in constant for d in varying(part))
 
 
 def is_channel(ids: Tensor) -> bool:

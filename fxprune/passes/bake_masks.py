@@ -62,6 +62,9 @@ def masks_of(prepared: PreparedModel) -> list[tuple[nn.ModuleDict, str, WeightMa
 def bake_parametrizations(model: nn.Module) -> None:
     """Replace each parametrized tensor by what its parametrization computes."""
     for module in model.modules():
+        if hasattr(module, "parametrizations"):  # a copy shares its class with the original: give it its own
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         for name in list(getattr(module, "parametrizations", {})):
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 

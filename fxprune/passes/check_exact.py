@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from fxprune.errors import ExactnessError
+from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.model import Inputs, PreparedModel, TracedModel, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
@@ -45,21 +45,35 @@ def check_exact(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
 @torch.no_grad()
 def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
     """The largest difference of any output, divided by how much that output varies over inputs."""
-    ours, theirs = [], []
     with in_eval_mode(source), in_eval_mode(compact):
-        for each in vary(inputs):
-            theirs.append(outputs_of(source, each))
-            ours.append(outputs_of(compact, each))
+        runs = [(outputs_of(source, each), outputs_of(compact, each)) for each in vary(inputs)]
+        worst = measure(runs)
+        larger = grow_batch(inputs)
+        try:
+            expected = outputs_of(source, larger)
+        except (RuntimeError, ValueError, FxpruneError):  # the model takes no other batch
+            return worst
+        return max(worst, measure([(expected, outputs_of(compact, larger))]))
+
+
+def measure(runs: list[tuple[list[Tensor], list[Tensor]]]) -> float:
+    """Compare the outputs of several runs, each of both models; differences are relative to the spread over runs."""
     worst = 0.0
-    for output in range(len(theirs[0])):
-        expected, actual = (torch.stack([run[output] for run in runs]).double() for runs in (theirs, ours))
+    for output in range(len(runs[0][0])):
+        expected, actual = (torch.stack([run[which][output] for run in runs]).double() for which in (0, 1))
         if not expected.numel():
             continue
-        spread = (expected.amax(0) - expected.amin(0)).max()
+        samples = expected.flatten(0, 1) if expected.dim() > 1 else expected  # of all runs and of the batch
+        spread = (samples.amax(0) - samples.amin(0)).max()
         size = spread if spread > 1e-6 * expected.abs().max() else expected.abs().max().clamp(min=1e-30)
         difference = torch.where(expected.isnan() & actual.isnan(), 0.0, (expected - actual).abs()).max()
         worst = max(worst, float("inf") if difference.isnan() else float(difference / size))
     return worst
+
+
+def grow_batch(inputs: Inputs) -> Inputs:
+    """Repeat every input along its first dimension, once and a half."""
+    return tree_map_only(Tensor, lambda t: torch.cat([t, t[: (len(t) + 1) // 2]]) if t.dim() else t, inputs)  # type: ignore[no-any-return]
 
 
 def vary(inputs: Inputs) -> Iterator[Inputs]:

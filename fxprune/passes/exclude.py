@@ -26,15 +26,14 @@ def find_excluded(model: nn.Module, patterns: Sequence[Pattern]) -> set[str]:
         owners = [
             name for name, module in model.named_modules(remove_duplicate=False) if matches(pattern, name, module)
         ]
-        named = [n for n, _ in all_parameters(model) if isinstance(pattern, str) and fnmatch.fnmatchcase(n, pattern)]
+        named = {n for n, _ in all_parameters(model) if isinstance(pattern, str) and fnmatch.fnmatchcase(n, pattern)}
         if not owners and not named:
             known = ", ".join([n for n, _ in model.named_modules() if n][:5])
             raise PatternError(f"exclude={pattern!r} matches no module or parameter; names look like {known}, ...")
-        excluded.update(named)
-        excluded.update(
-            n for n, _ in all_parameters(model) for owner in owners if n.startswith(owner + ".") or not owner
-        )
-    return excluded
+        prefixes = tuple(f"{owner}." if owner else "" for owner in owners)
+        excluded.update(name for name, _ in all_parameters(model) if name in named or name.startswith(prefixes))
+    tensors = {id(parameter) for name, parameter in all_parameters(model) if name in excluded}
+    return {name for name, parameter in all_parameters(model) if id(parameter) in tensors}
 
 
 def all_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -60,7 +60,8 @@ def insert_unit_masks(
     readers = {r.source: r for r in channels.readers if r.source is not None}
     masked = {}
     for name, reader in readers.items():
-        index = numbers[channels.units[reader.columns[0]]]
+        columns = reader.columns[0] if reader.dim == 1 else reader.columns.reshape(-1)  # transposed: all groups
+        index = numbers[channels.units[columns]]
         if bool((index >= 0).any()):
             masked[name] = masks.add_unit_mask(name, reader.dim, index)
     norms = {norm.node: masks.add_alive(norm.node.name, numbers[channels.units[norm.ids]]) for norm in channels.norms}

@@ -8,7 +8,6 @@ none fits, and it only moves elements, it is replaced by one selection from wher
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +74,8 @@ class Mender:
         if self.is_ragged(self.values[old]):
             self.env[node] = RAGGED
             return
+        if old in self.channels.elementwise:  # a scale by a number of channels stays what it was
+            node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
         if self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old):
             return
         if old not in self.channels.moves or isinstance(self.values[old], Shadow):
@@ -180,21 +181,7 @@ class Mender:
     def as_literal(self, node: fx.Node) -> Any:
         """A number that is computed from widths alone, as it was in the larger graph; anything else as it is."""
         old = self.originals.get(node)
-        return self.values[old] if old is not None and self.is_width(old) else node
-
-    def is_width(self, old: fx.Node) -> bool:
-        """Whether a whole number depends on numbers of channels only, not on batch or image size."""
-        if type(self.values[old]) is not int:
-            return False
-        first = old.args[0] if old.args else None
-        dim = old.args[1] if len(old.args) > 1 else None
-        if isinstance(first, fx.Node) and isinstance(dim, int):
-            tensor = self.values[first]
-            if old.target is operator.getitem and isinstance(tensor, tuple) and isinstance(first.args[0], fx.Node):
-                tensor = self.values[first.args[0]]
-            if isinstance(tensor, Shadow):
-                return bool(tensor.along(dim % len(tensor.shape)))
-        return bool(old.all_input_nodes) and all(self.is_width(n) for n in old.all_input_nodes)
+        return self.values[old] if old in self.channels.widths else node
 
     def select(self, node: fx.Node, old: fx.Node) -> bool:
         """Replace a node that only moves elements by a selection from the nearest tensors that have a dense form."""

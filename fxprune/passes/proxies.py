@@ -28,6 +28,8 @@ class ValueProxy(fx.Proxy):
         return type(self._value)
 
     def __getattr__(self, name: str) -> Any:
+        if isinstance(self._value, dict) and name in ("keys", "values", "items"):
+            return {"keys": self._value.keys, "values": self._list_values, "items": self._list_items}[name]
         value = getattr(self._value, name)
         if callable(value):
             if name in ("dim", "ndimension"):
@@ -43,7 +45,11 @@ class ValueProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._value, dict):
             return iter(self._value)
-        return iter([self[i] for i in range(len(self._value))])
+        if self.node.target in ("unbind", torch.unbind):
+            return iter(
+                [self[i] for i in range(self.tracer.guard(self.tracer.create_proxy("call_function", len, (self,), {})))]
+            )
+        return iter([self[i] for i in range(len(self))])
 
     def __len__(self) -> int:
         if isinstance(self._value, Tensor):
@@ -55,13 +61,14 @@ class ValueProxy(fx.Proxy):
             return item in self._value
         return any(bool(each == item) for each in self)
 
-    def keys(self) -> Any:
-        return self._value.keys()
+    @property
+    def keys(self) -> Any:  # torch.fx gives every proxy keys; only a dict has them
+        return self.__getattr__("keys")
 
-    def values(self) -> Any:
+    def _list_values(self) -> list[Any]:
         return [self[key] for key in self._value]
 
-    def items(self) -> Any:
+    def _list_items(self) -> list[tuple[Any, Any]]:
         return [(key, self[key]) for key in self._value]
 
     def __bool__(self) -> bool:

@@ -129,7 +129,7 @@ class Surgery:
         """Leave out joined operands that have become empty, and all that nobody needs any more."""
         graph, values = self.after[index], self.channels.values[index]
         for node in graph.nodes:
-            if node.target not in JOINS or node not in self.originals:
+            if node.target not in JOINS or node not in self.originals or isinstance(node.args[0], fx.Node):
                 continue
             dim = joined_dim(node) % len(values[self.originals[node]].shape)
             operands = [o for o in node.args[0] if not self.has_lost_all(o, values, dim)]

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any
 
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, TracedModel, in_eval_mode
@@ -62,9 +61,10 @@ def copy_model(model: nn.Module) -> nn.Module:
 def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
     """Trace the mode that `root` is in; buffers that the forward pass changes are put back."""
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in root.modules()]
     tracer = ValueTracer(inputs)
     try:
-        with torch.random.fork_rng(devices=[]), TraceMode(tracer):
+        with torch.random.fork_rng(devices=[]), TraceMode(tracer), recorded_factories(tracer):
             graph = tracer.trace(root)
     except (TraceError, GuardViolated):
         raise
@@ -78,6 +78,11 @@ def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
         node.meta["writes"] = bool(inplace) and not node.users
+    for part, own, own_buffers, own_parameters in attributes:  # what the code cached is no tensor but a proxy
+        new = {name: value for name, value in vars(part).items() if name.startswith("_tensor_constant")}
+        vars(part).clear()
+        vars(part).update({**own, **new})
+        part._buffers, part._parameters = own_buffers, own_parameters
     with torch.no_grad():
         for name, buffer in root.named_buffers():
             if name in buffers:
@@ -128,12 +133,10 @@ class ValueTracer(fx.Tracer):
         return root_fn, [self.root, *positional]
 
     def placeholder(self, name: str, value: Any) -> Any:
-        """Make the node of one input; what is no tensor or container of tensors is a constant of the graph."""
-        if not tree_any(lambda leaf: isinstance(leaf, Tensor), value):
-            return value
-        node = self.create_node("placeholder", name, (), {})
+        """Make the node of one input; numbers stay symbolic, and None is None."""
+        node = self.create_node("placeholder", name, () if value is not None else (None,), {})
         node.meta["where"] = "an input of the model"
-        return ValueProxy(node, self, value, True)
+        return None if value is None else ValueProxy(node, self, value, not isinstance(value, (int, float, str)))
 
     def create_proxy(
         self,
@@ -150,8 +153,9 @@ class ValueTracer(fx.Tracer):
         node.meta["where"] = find_user_line()
         data = any(proxy._data for proxy in find_proxies((args, kwargs)))
         value = self.run(kind, target, unwrap(args), unwrap(kwargs))
-        if not isinstance(value, Tensor) and kind in ("call_method", "call_function"):
-            data = data and getattr(target, "__name__", target) in _READS_DATA | {"getitem"}
+        if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
+            numbers = any(p._data for p in find_proxies((args, kwargs)) if not isinstance(p._value, Tensor))
+            data = numbers or (data and getattr(target, "__name__", target) in _READS_DATA)
         return None if value is None else ValueProxy(node, self, value, data)
 
     def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
@@ -256,6 +260,33 @@ class TraceMode(TorchFunctionMode):
             node.meta["where"] = find_user_line()
             return result if result is None else ValueProxy(node, self.tracer, result, False)
         return result
+
+
+FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")
+"""Functions of sizes: torch reads their arguments before any mode hears of the call, so they are wrapped."""
+
+
+@contextmanager
+def recorded_factories(tracer: ValueTracer) -> Iterator[None]:
+    """Record factories whose sizes are symbolic, as long as a model is traced."""
+    originals = {name: getattr(torch, name) for name in FACTORIES}
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def factory(*args: Any, **kwargs: Any) -> Any:
+            if tracer.recording and any(True for _ in find_proxies((args, kwargs))):
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return factory
+
+    try:
+        for name, function in originals.items():
+            setattr(torch, name, wrap(function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
 
 
 fx.node.has_side_effect(torch._C._set_grad_enabled)

@@ -25,6 +25,9 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
     if transposed:
         columns = channel_ids(weight.ids, 0, weight.size(0)).view(groups, -1)
         rows = channel_ids(weight.ids, 1, weight.size(1)).repeat(groups).view(groups, -1)
+        if groups > 1 and 1 in (columns.size(1), rows.size(1)):  # whole groups go, and with each its outputs
+            table.pin(rows, "the outputs of a transposed convolution's group are removed as a whole")
+            rows = columns[:, :1].expand_as(rows)
         kernel = weight.held.flatten(2).unflatten(0, (groups, -1)).transpose(1, 2)
     else:
         columns = channel_ids(weight.ids, 1, weight.size(1)).expand(groups, -1)

@@ -21,6 +21,9 @@ def move_ids(table: IdTable, call: Call) -> list[Ids]:
     if any(not t.is_real for t in call.tensors[1:]):
         return pin_inputs(table, call)
     moved = move(call, list(call.tensors[0].ids))
+    for before, after in zip(call.tensors[0].ids, moved, strict=True):
+        if call.sized and len(torch.cat([t.reshape(-1) for t in after]).unique()) < len(before.unique()):
+            table.pin(before, "the size of an input says which of these are used")
     return [tuple(m[i] for m in moved) for i in range(len(call.outputs))]
 
 

@@ -43,6 +43,7 @@ class ShadowTensor(torch.Tensor):
     ids: Ids
     constant: Constant | None
     source: str | None  # the parameter of the graph whose elements these are, only moved
+    sized: bool  # whether its values depend on the size of an input, though not on its contents
     view_of: View | None
     views: list[weakref.ref[ShadowTensor]]
 
@@ -60,7 +61,7 @@ class ShadowTensor(torch.Tensor):
             device=torch.device("cpu"),
         )
         self.held, self.ids, self.constant = inner, ids, constant
-        self.source, self.view_of, self.views = None, None, []
+        self.source, self.sized, self.view_of, self.views = None, False, None, []
         return self
 
     @classmethod
@@ -85,6 +86,7 @@ class Call:
     kwargs: dict[str, Any]
     outputs: list[Tensor] = field(default_factory=list)  # shapes, and values where no input reaches
     moves: bool = False  # whether its rule only moves elements
+    sized: bool = False  # whether numbers among its arguments, or values, depend on the size of an input
 
     @property
     def tensors(self) -> list[ShadowTensor]:
@@ -133,9 +135,12 @@ class ShadowMode(TorchDispatchMode):
         shadows = self.follow(call)
         if written is not None:
             written.held = call.outputs[0] if call.outputs else written.held
+            written.sized |= call.sized
             write(written, *shadows[0])
             return written
         wrapped = [ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)]
+        for made in wrapped:
+            made.sized = call.sized
         if call.moves and isinstance(args[0], ShadowTensor):
             for moved in wrapped:
                 moved.source = args[0].source
@@ -253,7 +258,7 @@ def scatter(base: Tensor, part: Tensor, parent: ShadowTensor, positions: Tensor)
 
 def constant_of(t: ShadowTensor) -> Constant | None:
     """What is known of a tensor: all, if no input reaches it."""
-    if not t.is_real:
+    if not t.is_real or t.sized:
         return t.constant
     value = t.held.double() if t.held.is_floating_point() else t.held
     return Constant(value, torch.ones((), dtype=torch.bool))

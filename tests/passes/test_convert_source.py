@@ -1,0 +1,64 @@
+"""Whether a conversion leaves its source alone, bakes what computes its weights, and is caught where it is wrong."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+import fxprune
+from fxprune.errors import ExactnessError
+from fxprune.model import TracedModel, find_tensor
+from tests.exactness import relative_error, varied_images
+from tests.passes.test_compact import Small, prepare_closed, step
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_conversion_leaves_its_source_and_the_random_state_alone(training: bool) -> None:
+    prepared = prepare_closed().train(training)
+    prepared.norm.eval()
+    prepared(varied_images(2, 3, 12)).sum().backward()
+    before, grads = copy.deepcopy(prepared.state_dict()), [p.grad.clone() for p in prepared.parameters()]
+    modes, random, code = [m.training for m in prepared.modules()], torch.get_rng_state(), str(prepared.graphs.eval)
+    compact = fxprune.convert(prepared)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[name], value) for name, value in prepared.state_dict().items())
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(prepared.parameters(), grads, strict=True))
+    assert [m.training for m in prepared.modules()] == modes
+    assert str(prepared.graphs.eval) == code
+    assert (compact.training, compact.norm.training, compact.stem.training) == (training, False, training)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_parametrizations_train_on_and_are_baked(norm: Any) -> None:
+    model = Small(norm)
+    prepared = fxprune.prepare(model, varied_images(2, 3, 12), granularity="weight").train()
+    prepared.fxprune.refresh({name: find_tensor(prepared, name) for name in prepared.fxprune.parameter_names}, 0.5)
+    names = [name for name, _ in prepared.named_parameters() if "parametrizations" in name]
+    before = {name: prepared.get_parameter(name).clone() for name in names}
+    assert step(prepared) > 0
+    assert all(not torch.equal(before[name], prepared.get_parameter(name)) for name in names)
+    compact = fxprune.convert(prepared)
+    assert not [name for name in compact.state_dict() if "parametrizations" in name]
+    assert relative_error(prepared, compact, varied_images(4, 3, 12)) < 1e-12  # the source still runs
+    assert model(varied_images(2, 3, 12)).isfinite().all()  # and so does the owner's
+
+
+def test_a_wrong_conversion_is_caught_and_its_first_node_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fxprune.api.shrink
+
+    def shrink(*args: Any) -> TracedModel:
+        compact = right(*args)
+        compact.depth.weight.data[1] += 0.5
+        return compact
+
+    monkeypatch.setattr(fxprune.api, "shrink", shrink)
+    prepared = prepare_closed()
+    with pytest.raises(
+        ExactnessError, match=r"first node that differs is depth_weight \(.*test_\w+.py:\d+ in forward\)"
+    ):
+        fxprune.convert(prepared)
+    assert fxprune.convert(prepared, check=False).report.error is None

@@ -1,0 +1,83 @@
+"""Whether a model whose code decides is refused where it must be, with the line: by values at once, by sizes later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import GuardViolated, TraceError
+from fxprune.model import as_inputs
+from fxprune.passes.trace import trace
+from tests.exactness import varied_images
+
+
+class Model(nn.Module):
+    """A convolution, and whatever `body(features)` makes of it."""
+
+    def __init__(self, body: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.body = nn.Conv2d(3, 4, 3, padding=1).double(), body
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Any:
+        return self.body(self.conv(x) * scale)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: x * 2 if x.shape[2] > 8 else x,
+        lambda x: sum(x[:, :, i] for i in range(x.shape[2])),
+        lambda x: torch.stack([x[i] for i in range(len(x))]),
+        lambda x: torch.stack([row for row in x]),  # noqa: C416
+        lambda x: torch.stack(list(x.unbind(0))),
+        lambda x: x[:, : [1, 2][x.shape[2] % 2]],
+    ],
+)
+def test_another_way_through_the_code_is_refused(body: Callable[..., Any]) -> None:
+    model = Model(body)
+    graph = trace(model, ((varied_images(2, 3, 12),), {}))
+    torch.testing.assert_close(graph(varied_images(2, 3, 12)), model(varied_images(2, 3, 12)), rtol=0, atol=0)
+    with pytest.raises(GuardViolated, match=r"test_trace_guards.py:\d+.*was .* when the model was prepared"):
+        graph(varied_images(3, 3, 7))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: x * 2 if x.sum() > 0 else x,
+        lambda x: x * 2 if x.sum().item() > 0 else x,
+        lambda x: x[:, : int(x.max().clamp(1, 2))],
+        lambda x: [i for i in range(x.argmax())],  # noqa: C416
+        lambda x: x if torch.equal(x, x * 1) else -x,
+        lambda x: x if x.tolist()[0][0][0][0] > 0 else -x,
+    ],
+)
+def test_decisions_by_values_are_refused_with_their_line(body: Callable[..., Any]) -> None:
+    with pytest.raises(TraceError, match=r"test_trace_guards.py:\d+.*by the values of a tensor"):
+        trace(Model(body), ((varied_images(2, 3, 12),), {}))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.ones(2, 2, 4, 4).double(), (torch.ones(2, 3, 4, 4).double(), 1.0, 2.0), {"y": torch.ones(2, 3, 4, 4)}],
+)
+def test_inputs_that_the_model_does_not_take_are_refused(inputs: Any) -> None:
+    with pytest.raises(TraceError, match=r"does not (run on|take).*example inputs.*tuple"):
+        trace(Model(torch.relu), as_inputs(inputs))
+
+
+def test_an_error_of_the_models_own_names_its_line() -> None:
+    with pytest.raises(TraceError, match=r"Model does not run.*shape.*\(at .*test_trace_guards.py:\d+ in <lambda>\)"):
+        trace(Model(lambda x: x.view(7, -1)), ((varied_images(2, 3, 12),), {}))
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    model = Model(torch.relu)
+    model.last = model.conv(varied_images(2, 3, 12))
+    with pytest.raises(TraceError, match=r"cannot be copied.*no tensors with gradients"):
+        trace(model, ((varied_images(2, 3, 12),), {}))

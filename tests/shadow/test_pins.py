@@ -1,0 +1,41 @@
+"""What cannot be pruned, and whether the analysis says why and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fxprune.shadow.ids import PINNED, IdTable
+from tests.shadow.test_ids import columns, conv, find_channels, rows
+
+
+def test_inputs_and_outputs_are_pinned() -> None:
+    channels = find_channels(lambda m, a, b: m["head"](a + b), head=conv(4, 5))
+    assert rows(channels, "layers.head.weight") == [PINNED] * 5
+    assert columns(channels, "a.weight") == [PINNED] * 3
+    assert any(pin.reason == "an output of the model" for pin in channels.pins)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [(lambda a: torch.cdist(a, a), "cdist"), (lambda a: a.softmax(1), "softmax"),
+                     (lambda a: torch.sort(a, 1)[0], "sort"), (lambda a: F.fold(a.flatten(2), 6, 1), "col2im")],
+)  # fmt: skip
+def test_an_op_without_a_form_for_fewer_channels_pins_and_names_itself(op: Callable[..., Any], name: str) -> None:
+    channels = find_channels(lambda m, a, b: op(a).mean() + m["head"](b).mean(), head=conv(4, 5))
+    assert rows(channels, "a.weight") == [PINNED] * 4
+    assert PINNED not in rows(channels, "b.weight")
+    assert any(name in pin.reason and "test_pins.py:" in pin.where and "<lambda>" in pin.where for pin in channels.pins)
+
+
+def test_a_table_unites_chains_and_keeps_the_smallest_id() -> None:
+    table = IdTable()
+    ids = table.take(8)
+    for i in (6, 4, 2, 0):
+        table.unite(ids[i : i + 1], ids[i + 1 : i + 2])
+    table.unite(ids[1:3], ids[2:4])
+    table.pin(ids[7:], "a test")
+    assert table.resolve().tolist() == [0, 1, 1, 1, 1, 5, 5, 0, 0]

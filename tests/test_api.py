@@ -1,0 +1,133 @@
+"""Whether the public functions refuse what they cannot take, in a sentence, and keep what a training loop relies on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import FxpruneError, OptimizerError, TargetError, TraceError
+from fxprune.model import PreparedModel
+from tests.exactness import randomise, varied_images
+
+
+def build(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)]
+    layers += [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(8, 5)).double()
+    randomise(model)
+    return model
+
+
+def prepare(granularity: Any = "channel", model: nn.Module | None = None, **options: Any) -> PreparedModel:
+    return fxprune.prepare(model or build(), varied_images(2, 3, 8), granularity=granularity, **options)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+class Reserved(nn.Linear):
+    fxprune = "mine"
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"model": "resnet18"}, FxpruneError, r"takes a torch\.nn\.Module, not str"),
+    ({"model": build}, FxpruneError, r"takes a torch\.nn\.Module, not function"),
+    ({"method": "feather"}, FxpruneError, r"fxprune\.Feather\(\)"),
+    ({"method": fxprune.Feather}, FxpruneError, r"fxprune\.Feather\(\)"),
+    ({"target": 0.5}, TargetError, r"fxprune\.Sparsity\(0\.5\)"),
+    ({"granularity": "filter"}, TargetError, r"granularity='filter'.*'weight' or 'channel'"),
+    ({"model": Reserved(3, 3)}, FxpruneError, "attribute `fxprune`"),
+    ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, TargetError, "no channel is left to prune"),
+    ({"model": nn.ReLU(), "granularity": "weight"}, TargetError, "no weight is left to prune"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), REFUSED)
+def test_bad_arguments_are_refused_in_a_sentence(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fxprune.prepare(**{"model": build(), "example_inputs": torch.randn(2, 3, 8, 8), **arguments})
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_target_outside_of_its_range_is_refused(share: float) -> None:
+    with pytest.raises(TargetError, match=r"Sparsity"):
+        fxprune.Sparsity(share)
+
+
+def test_a_prepared_model_is_not_prepared_again() -> None:
+    with pytest.raises(FxpruneError, match=r"prepared already; convert it"):
+        fxprune.prepare(prepare(), varied_images(2, 3, 8))
+
+
+def test_an_optimizer_of_the_original_model_is_refused() -> None:
+    model = build()
+    with pytest.raises(OptimizerError, match=r"after fxprune\.prepare, from prepared\.parameters\(\)"):
+        fxprune.Scheduler(prepare(model=model), sgd(model), total_steps=4)
+
+
+@pytest.mark.parametrize("bad", ["text", None, 3])
+def test_convert_refuses_what_is_no_model(bad: Any) -> None:
+    with pytest.raises(FxpruneError, match=r"torch\.nn\.Module"):
+        fxprune.convert(bad, torch.randn(2, 3, 8, 8))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(30, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(self.table(x))).mean(1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        build(),
+        nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 3, 1)),
+        nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 3)),
+        Words(),
+    ],
+)
+def test_an_example_input_is_made_from_the_first_layer(model: nn.Module) -> None:
+    random = torch.get_rng_state()
+    assert fxprune.prepare(model).fxprune.gates.numel() > 0
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Bilinear(3, 3, 2), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(5, 2))]
+)
+def test_an_example_input_is_asked_for_where_none_can_be_made(model: nn.Module) -> None:
+    with pytest.raises(TraceError, match=r"no example input could be made.*pass example_inputs"):
+        fxprune.prepare(model)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_weights_of_the_original_load_and_only_our_state_is_missing(granularity: str) -> None:
+    prepared, other = prepare(granularity), build(seed=1).eval()
+    result = prepared.load_state_dict(other.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert result.missing_keys
+    assert all(key.startswith("fxprune.") for key in result.missing_keys)
+    x = varied_images(2, 3, 8)
+    torch.testing.assert_close(prepared.eval()(x), other(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_prepared_model_is_in_the_mode_of_the_original(training: bool) -> None:
+    model = build().train(training)
+    model.get_submodule("1").train(not training)
+    prepared = prepare(model=model)
+    modes = {name: m.training for name, m in prepared.named_modules() if not name.startswith("fxprune")}
+    assert modes == {name: m.training for name, m in model.named_modules()}
+    assert prepared.fxprune.training == training
