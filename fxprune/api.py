@@ -107,6 +107,7 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
     """
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"convert takes a torch.nn.Module, not {type(model).__name__}")
+    check_surroundings(model)
     inputs = find_inputs(model, example_inputs)
     if isinstance(model, PreparedModel):
         source = bake_masks(model)
@@ -160,14 +161,20 @@ def find_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
         inputs = as_inputs(example_inputs)
     else:
         inputs = model.inputs if isinstance(model, TracedModel) else guess_inputs(model)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return tree_map_only(torch.Tensor, lambda t: t.to(device), inputs)  # type: ignore[no-any-return]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    own = example_inputs is None  # the model may have been moved, or changed its precision, since it was traced
+
+    def follow(t: torch.Tensor) -> torch.Tensor:
+        return t.to(like) if own and t.is_floating_point() else t.to(like.device)
+
+    return tree_map_only(torch.Tensor, follow, inputs)  # type: ignore[no-any-return]
 
 
 def check_arguments(model: nn.Module, method: Method, target: Sparsity, granularity: str) -> None:
     """Refuse arguments of the wrong kind before any work."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
+    check_surroundings(model)
     if isinstance(getattr(model, "fxprune", None), Masks):
         raise FxpruneError("this model is prepared already; convert it, or prepare the original again")
     if hasattr(model, "fxprune"):
@@ -178,6 +185,15 @@ def check_arguments(model: nn.Module, method: Method, target: Sparsity, granular
         raise TargetError(f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end")
     if granularity not in ("weight", "channel"):
         raise TargetError(f"granularity={granularity!r}: give 'weight' or 'channel'")
+
+
+def check_surroundings(model: nn.Module) -> None:
+    """Refuse wrapped models and inference mode."""
+    for name, module in model.named_modules():
+        if isinstance(module, PreparedModel) and module is not model:
+            raise FxpruneError(f"the prepared model lies inside {type(model).__name__}, as `{name}`; pass model.{name}")
+    if torch.is_inference_mode_enabled():
+        raise FxpruneError("fxprune cannot work under torch.inference_mode(): leave that block, or use torch.no_grad()")
 
 
 def count(model: nn.Module) -> int:

@@ -118,6 +118,19 @@ class PreparedModel(TracedModel):
         self.fxprune = masks.train(model.training)
 
 
+def tensors_in(value: Any) -> list[Any]:
+    """List the tensors of a result, in order: of containers, dataclasses, and objects that hold them as attributes."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in tensors_in(item)]
+    if isinstance(value, (list, tuple, set)):
+        return [t for item in value for t in tensors_in(item)]
+    attributes = getattr(value, "__dict__", None)
+    is_code = isinstance(value, (type, nn.Module)) or callable(value)
+    return [] if attributes is None or is_code else tensors_in(dict(attributes))
+
+
 def find_tensor(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer that a graph gets under this name; with a parametrization, what that computes."""
     value: Tensor = operator.attrgetter(name)(model)

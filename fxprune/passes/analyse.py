@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from fxprune.model import Inputs, TracedModel, in_eval_mode
+from fxprune.model import Inputs, TracedModel, in_eval_mode, tensors_in
 from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
@@ -26,6 +26,7 @@ class Shadow:
     shape: tuple[int, ...]
     ids: Ids
     constant: Constant | None
+    made: Tensor | None = None  # the values, where the code makes them of numbers alone, as `arange` does
 
     def along(self, dim: int) -> list[Tensor]:
         """The ids that vary along this dimension and no other, [size] each."""
@@ -117,6 +118,8 @@ class ShadowRun:
         self.elementwise: set[fx.Node] = set()
         self.widths: set[fx.Node] = set()
         self.only_moved = self.only_elements = True
+        self.counted: dict[fx.Node, list[Tensor]] = {}  # numbers in which channels are counted, and their ids
+        self.mixed: list[Tensor] = []
         self.sized = False  # whether the node that runs takes numbers that the size of an input gives
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
@@ -133,8 +136,12 @@ class ShadowRun:
         self.only_elements &= rule is ELEMENTWISE
         if not call.tensors:
             call.sized = self.sized
+            call.made = torch.Tag.nondeterministic_seeded not in call.op.tags
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
         call.sized = self.sized or any(t.sized for t in call.tensors)
+        if rule is ELEMENTWISE:
+            for counted in self.mixed:
+                self.table.pin(counted, "a number of channels times a size takes part in arithmetic")
         ids = [tuple(filter(is_channel, each)) for each in rule.ids(self.table, call)]
         known: list[Constant | None] = [None] * len(ids)
         if self.constants and any(not t.is_real for t in call.tensors) and (rule.moves or not call.sized):
@@ -158,14 +165,28 @@ class ShadowRun:
                 if written is not None:
                     effects[node] = freeze(env[written])
                 results[node] = freeze(env[node])
-                if type(env[node]) in (int, float) and is_width(node, results, self.widths):
-                    self.widths.add(node)
+                if type(env[node]) in (int, float):
+                    self.note_number(node, results)
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()
                     self.elementwise |= {node} if self.only_elements else set()
                 for used in last_use.get(node, ()):
                     del env[used]
         return results, effects
+
+    def note_number(self, node: fx.Node, results: dict[fx.Node, Any]) -> None:
+        """Note which channels a number counts, and whether it follows from numbers of channels alone."""
+        if is_width(node, results, self.widths):
+            self.widths.add(node)
+        counted = [ids for n in node.all_input_nodes for ids in self.counted.get(n, ())]
+        name = getattr(node.target, "__name__", node.target)
+        if name in ("numel", "nelement"):
+            counted += [t for n in node.all_input_nodes for t in results[n].ids]
+        elif node in self.widths and not counted:
+            source = node.args[0]
+            tensor = results[source.args[0] if node.target is operator.getitem else source]  # type: ignore[union-attr,index]
+            counted += list(tensor.ids) if isinstance(tensor, Shadow) else []
+        self.counted[node] = counted
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
@@ -186,8 +207,9 @@ class ShadowRun:
             return next(inputs)
         numbers = [n for n in node.all_input_nodes if any(type(leaf) in (int, float) for leaf in tree_leaves(env[n]))]
         self.sized = not self.widths.issuperset(numbers)
+        self.mixed = [ids for n in numbers if n not in self.widths for ids in self.counted.get(n, ())]
         if node.op == "output":
-            for leaf in filter(is_shadow, tree_leaves(args)):
+            for leaf in tensors_in(args):
                 self.table.pin(leaf.ids, "an output of the model")
             return args[0]
         with self.mode:  # only here: the rules' own tensors are ordinary ones
@@ -259,7 +281,7 @@ def find_written(node: fx.Node) -> fx.Node | None:
 
 def freeze(value: Any) -> Any:
     """Keep what is known of a node's result, without the tensor."""
-    return tree_map(lambda t: Shadow(tuple(t.shape), t.ids, t.constant) if is_shadow(t) else t, value)
+    return tree_map(lambda t: Shadow(tuple(t.shape), t.ids, t.constant, t.made) if is_shadow(t) else t, value)
 
 
 def find_last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

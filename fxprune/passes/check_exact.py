@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from fxprune.errors import ExactnessError, FxpruneError
-from fxprune.model import Inputs, PreparedModel, TracedModel, in_eval_mode
+from fxprune.model import Inputs, PreparedModel, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan
@@ -33,6 +33,8 @@ def check_exact(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
     if error <= (DOUBLE if single is torch.float64 else SINGLE):
         return error
     doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+    if not compare(source, source, inputs) <= SINGLE:
+        raise ExactnessError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
     frozen = freeze_masks(source) if isinstance(source, PreparedModel) else copy.deepcopy(source)
     exact = compare(frozen.double(), copy.deepcopy(compact).double(), doubled)
     if exact <= DOUBLE:
@@ -95,7 +97,10 @@ def vary(inputs: Inputs) -> Iterator[Inputs]:
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run a model and list its output tensors; the inputs stay as they are, whatever the model does to them."""
     args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
-    return [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+    tensors = tensors_in(model(*args, **kwargs))
+    if not tensors:
+        raise ExactnessError("the model's outputs hold no tensors, so nothing can be compared; pass check=False")
+    return tensors
 
 
 def is_float(value: Any) -> bool:

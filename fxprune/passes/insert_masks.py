@@ -29,8 +29,9 @@ def insert_weight_masks(
 ) -> PreparedModel:  # fmt: skip
     """Give every weight of a convolution or linear layer a mask of its own, but the excluded ones."""
     masks = Masks(method, target, "weight")
+    shared = find_called_parameters(model)
     for name, rows in channels.weights.items():
-        if name not in excluded:
+        if name not in excluded and id(find_tensor(model, name)) not in shared:
             masks.add_weight_mask(name, find_tensor(model, name), rows)
     if not masks.weight_masks:
         raise TargetError(
@@ -39,7 +40,7 @@ def insert_weight_masks(
     prepared = PreparedModel(model, masks, count_pinned(channels))
     for graph in prepared.graphs:
         for name in channels.weights:
-            if name not in excluded:
+            if key_of(name) in masks.weight_masks:
                 insert_mask(graph, name, f"fxprune.weight_masks.{key_of(name)}")
     prepared.set_graphs(prepared.graphs)
     return prepared
@@ -116,12 +117,20 @@ def find_maskable(model: TracedModel, channels: Channels) -> set[str]:
     for reader in channels.readers:
         if reader.source is not None:
             reading.setdefault(reader.source, set()).add((reader.node, reader.dim))
+    elsewhere = find_called_parameters(model)
     maskable = set()
     for name, uses in reading.items():
         users = {u for g in model.graphs for n in g.nodes if n.op == "get_attr" and n.target == name for u in n.users}
-        if users == {node for node, _ in uses} and len({dim for _, dim in uses}) == 1:
+        own = id(find_tensor(model, name)) not in elsewhere  # not an embedding's table as well
+        if own and users == {node for node, _ in uses} and len({dim for _, dim in uses}) == 1:
             maskable.add(name)
     return maskable
+
+
+def find_called_parameters(model: TracedModel) -> set[int]:
+    """The parameters, by identity, that modules read which the graphs call as a whole, as an embedding does."""
+    calls = {str(n.target) for g in model.graphs for n in g.nodes if n.op == "call_module"}
+    return {id(p) for target in calls for p in model.get_submodule(target).parameters()}
 
 
 def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list[Slice]:

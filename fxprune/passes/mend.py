@@ -8,6 +8,7 @@ none fits, and it only moves elements, it is replaced by one selection from wher
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
-from fxprune.model import Inputs, TracedModel, in_eval_mode
+from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
-from fxprune.passes.find_dead import Plan
+from fxprune.passes.find_dead import JOINS, Plan
 from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import varying
@@ -76,7 +77,8 @@ class Mender:
             return
         if old in self.channels.elementwise:  # a scale by a number of channels stays what it was
             node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
-        if self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old):
+        mended = self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old)
+        if mended or self.select_made(node, old):
             return
         if old not in self.channels.moves or isinstance(self.values[old], Shadow):
             raise CannotMend(node, self.units_of(old))
@@ -92,7 +94,7 @@ class Mender:
         except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
             return error
 
-    def fits(self, node: fx.Node, old: fx.Node, result: Any, altered: bool = False) -> bool:
+    def fits(self, node: fx.Node, old: fx.Node, result: Any, altered: bool = False, selected: bool = False) -> bool:
         """Whether a result is what the larger graph gave, less the dead units; if so, keep it."""
         if isinstance(result, Exception):
             return False
@@ -103,8 +105,7 @@ class Mender:
             pairs.append((self.effects[old], freeze(self.env[written])))
         if len(expected) != len(actual) or not all(self.equals(e, a) for e, a in pairs if isinstance(e, Shadow)):
             return False
-        doubtful = (altered or written is not None) and old in self.channels.moves
-        if doubtful and not self.moves_alike(node, old):
+        if not selected and self.is_doubtful(node, old, altered) and not self.moves_alike(node, old):
             return False
         self.env[node] = result
         return True
@@ -135,6 +136,8 @@ class Mender:
         if not isinstance(actual, Shadow) or len(expected.shape) != len(actual.shape):
             return False
         alive = self.plan.alive_along(self.channels, expected)
+        if expected.made is not None:
+            return actual.made is not None and torch.equal(cut(expected.made, alive), actual.made)
         for dim, size in enumerate(expected.shape):
             keep = alive.get(dim, torch.ones(size, dtype=torch.bool))
             if actual.shape[dim] != int(keep.sum()):
@@ -171,6 +174,20 @@ class Mender:
                 return True
         node.args, node.kwargs = args, kwargs
         return False
+
+    def is_doubtful(self, node: fx.Node, old: fx.Node, altered: bool) -> bool:
+        """Whether a node that loses units moves elements by literals, or writes, so that ids alone do not tell."""
+        written = find_written(node)
+        if (old not in self.channels.moves and node.target is not operator.setitem) or node.target in JOINS:
+            return False
+        inputs = [leaf for n in old.all_input_nodes for leaf in tree_leaves(self.values[n])]
+        direct = sum(isinstance(self.values[n], Shadow) for n in old.all_input_nodes)
+        if direct != sum(isinstance(leaf, Shadow) for leaf in inputs):
+            return False  # takes one of several tensors, as of chunk, which was checked itself
+        if written is None and not all(isinstance(leaf, Shadow) for leaf in tree_leaves(self.values[old])):
+            return False
+        literal = altered or written is not None or any(True for _ in find_literals((node.args, node.kwargs)))
+        return literal and bool(self.alive_around(old))
 
     def alive_around(self, old: fx.Node) -> list[Tensor]:
         """For each dimension of a node's result and inputs that loses units, which indexes stay."""
@@ -209,8 +226,27 @@ class Mender:
             made = self.emit_selection(node, sources, [h.size(dim) for h in have], dim, index)
             self.originals[made] = old
             node.replace_all_uses_with(made)
-            return self.fits(made, old, self.attempt(made))
+            return self.fits(made, old, self.attempt(made), selected=True)
         return False
+
+    def select_made(self, node: fx.Node, old: fx.Node) -> bool:
+        """Let what is made of numbers alone be made as it was, and select what stays of it."""
+        expected = self.values[old]
+        if not isinstance(expected, Shadow) or expected.made is None:
+            return False
+        node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
+        self.env[node] = self.attempt(node)
+        chosen = node
+        with self.graph.inserting_after(node):
+            for dim, keep in self.plan.alive_along(self.channels, expected).items():
+                index = self.emit_index(keep.nonzero().reshape(-1))
+                with self.graph.inserting_after(index):
+                    chosen = self.emit(torch.index_select, (chosen, dim, index))
+        users = [user for user in node.users if user is not chosen and user in self.originals]
+        for user in users:
+            user.replace_input_with(node, chosen)
+        self.originals[chosen] = old
+        return isinstance(self.env[chosen], Tensor)
 
     def find_sources(self, node: fx.Node) -> list[fx.Node]:
         """Walk up through moves to the nearest tensors that were run in the smaller graph."""
@@ -220,6 +256,8 @@ class Mender:
         while stack:
             each = stack.pop()
             value = self.values[self.originals[each]] if each in self.originals else None
+            if each.op == "get_attr" and not self.env[each].is_floating_point():
+                continue  # a table of indexes
             if isinstance(value, Shadow) and self.env[each] is not RAGGED:
                 sources.append(each)
             elif self.originals.get(each) in self.channels.moves:
@@ -232,6 +270,8 @@ class Mender:
         """Run the larger graph's moves on numbered elements."""
         if old in known:
             return known[old]
+        if old.op == "get_attr":
+            return find_tensor(self.model, str(old.target))
         value = self.values[old]
         if not any(isinstance(leaf, Shadow) for leaf in tree_leaves(value)):
             return value  # a number or a shape, as it was

@@ -29,7 +29,7 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if isinstance(self._value, dict) and name in ("keys", "values", "items"):
-            return {"keys": self._value.keys, "values": self._list_values, "items": self._list_items}[name]
+            return {"keys": self._guarded_keys, "values": self._list_values, "items": self._list_items}[name]
         value = getattr(self._value, name)
         if callable(value):
             if name in ("dim", "ndimension"):
@@ -44,8 +44,8 @@ class ValueProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._value, dict):
-            return iter(self._value)
-        if self.node.target in ("unbind", torch.unbind):
+            return iter(self._guarded_keys())
+        if self.node.op == "placeholder" or self.node.target in ("unbind", torch.unbind):
             return iter(
                 [self[i] for i in range(self.tracer.guard(self.tracer.create_proxy("call_function", len, (self,), {})))]
             )
@@ -54,22 +54,27 @@ class ValueProxy(fx.Proxy):
     def __len__(self) -> int:
         if isinstance(self._value, Tensor):
             return int(self.tracer.guard(self.shape[0]))
+        if self.node.op == "placeholder":
+            return int(self.tracer.guard(self.tracer.create_proxy("call_function", len, (self,), {})))
         return len(self._value)
 
     def __contains__(self, item: Any) -> bool:
         if isinstance(self._value, dict):
-            return item in self._value
+            return item in self._guarded_keys()
         return any(bool(each == item) for each in self)
 
     @property
     def keys(self) -> Any:  # torch.fx gives every proxy keys; only a dict has them
         return self.__getattr__("keys")
 
+    def _guarded_keys(self) -> tuple[Any, ...]:
+        return tuple(self.tracer.guard(self.tracer.create_proxy("call_function", tuple, (self,), {})))
+
     def _list_values(self) -> list[Any]:
-        return [self[key] for key in self._value]
+        return [self[key] for key in self._guarded_keys()]
 
     def _list_items(self) -> list[tuple[Any, Any]]:
-        return [(key, self[key]) for key in self._value]
+        return [(key, self[key]) for key in self._guarded_keys()]
 
     def __bool__(self) -> bool:
         return bool(self.tracer.guard(self))
@@ -82,6 +87,9 @@ class ValueProxy(fx.Proxy):
 
     def __float__(self) -> float:
         return float(self.tracer.guard(self))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, digits), {})
 
     def __str__(self) -> str:
         return str(self._value)

@@ -175,13 +175,19 @@ def remove_unused(graph: fx.Graph, originals: dict[fx.Node, fx.Node], channels: 
 def remove_unread(model: TracedModel) -> None:
     """Remove the parameters and buffers that neither graph reads any more; their names stay, with None."""
     read = {str(n.target) for graph in model.graphs for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    tied = {id(t) for name, t in named_tensors(model) if name in read or name.rpartition(".")[0] in read}
     for path, module in list(model.named_modules()):
         for name in [*module._parameters, *module._buffers]:
             full = f"{path}.{name}" if path else name
             prefixes = {full.rpartition(".")[0], full}
             inside = any(full.startswith(target + ".") for target in read)
-            if not prefixes & read and not inside:
+            if not prefixes & read and not inside and id(getattr(module, name)) not in tied:
                 setattr(module, name, None)
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """List parameters and buffers under all their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def resize_modules(model: TracedModel) -> None:

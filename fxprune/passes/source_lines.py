@@ -8,13 +8,14 @@ from types import FrameType
 
 import torch
 
-_LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LIBRARIES = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, _OURS)
 
 
 def find_user_line() -> str:
     """Name file, line and function of the innermost code on the stack that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code.co_name != "trace_mode":  # further out is not the model's code
         file = frame.f_code.co_filename
         if is_users(file):
             return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"

@@ -117,6 +117,7 @@ class ValueTracer(fx.Tracer):
                 f"{type(self.root).__name__}.forward{signature} does not take these example inputs: {error}; "
                 "pass them as a tensor, a tuple of positional arguments, or a dict of keyword arguments"
             ) from error
+        self.defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
         self.names = {id(p): n for n, p in [*self.root.named_parameters(), *self.root.named_buffers()]}
         positional: list[Any] = []
         for name, value in list(bound.arguments.items())[1:]:
@@ -133,8 +134,10 @@ class ValueTracer(fx.Tracer):
         return root_fn, [self.root, *positional]
 
     def placeholder(self, name: str, value: Any) -> Any:
-        """Make the node of one input; numbers stay symbolic, and None is None."""
-        node = self.create_node("placeholder", name, () if value is not None else (None,), {})
+        """Make the node of one input; numbers stay symbolic, None is None, plain defaults stay."""
+        default = self.defaults.get(name, inspect.Parameter.empty)
+        plain = default is None or type(default) in (bool, int, float, str)
+        node = self.create_node("placeholder", name, (default,) if plain or value is None else (), {})
         node.meta["where"] = "an input of the model"
         return None if value is None else ValueProxy(node, self, value, not isinstance(value, (int, float, str)))
 
@@ -151,7 +154,14 @@ class ValueTracer(fx.Tracer):
         """Record a node, run it on the example values, and return a proxy of the result (None stays None)."""
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["where"] = find_user_line()
+        if kind == "call_module":
+            node.meta["where"] = f"layer {target}, {node.meta['where']}"
         data = any(proxy._data for proxy in find_proxies((args, kwargs)))
+        if data and target in ("item", "tolist", "numpy"):
+            raise TraceError(
+                f"{find_user_line()}: {target}() lets the code go on by the values of a tensor, so no one graph "
+                "computes this model; compute with tensors, or keep this code out of the model that is prepared"
+            )
         value = self.run(kind, target, unwrap(args), unwrap(kwargs))
         if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
             numbers = any(p._data for p in find_proxies((args, kwargs)) if not isinstance(p._value, Tensor))
@@ -280,11 +290,24 @@ def recorded_factories(tracer: ValueTracer) -> Iterator[None]:
 
         return factory
 
+    apply = vars(torch.autograd.Function)["apply"]  # the class method itself, not bound to a class
+
+    def apply_function(kind: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return apply.__func__(kind, *args, **kwargs)
+
+        if tracer.recording and any(True for _ in find_proxies((args, kwargs))):
+            call.__name__ = call.__qualname__ = kind.__name__
+            return tracer.create_proxy("call_function", call, args, kwargs)
+        return call(*args, **kwargs)
+
     try:
+        torch.autograd.Function.apply = classmethod(apply_function)
         for name, function in originals.items():
             setattr(torch, name, wrap(function))
         yield
     finally:
+        torch.autograd.Function.apply = apply
         for name, function in originals.items():
             setattr(torch, name, function)
 

@@ -77,7 +77,7 @@ def multiply_matrices(table: IdTable, call: Call) -> list[Ids]:
     table.unite(inputs, columns)
     kernel = b.held.t()[None, :, :, None]
     constant = channel_constant(a, 1, a.size(1))
-    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b), False)
+    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b, columns), False)
     if isinstance(bias, ShadowTensor):
         table.unite(rows, channel_ids(bias.ids, bias.dim() - 1, bias.size(-1)))
     return [(rows.view(1, -1), *[t for t in a.ids if varying(t) == [0]])]
@@ -100,9 +100,13 @@ def look_up(table: IdTable, call: Call) -> list[Ids]:
     return [(columns.view([1] * (call.outputs[0].dim() - 1) + [-1]),)]
 
 
-def contracted_dim(weight: ShadowTensor) -> int:
+def contracted_dim(weight: ShadowTensor, columns: Tensor) -> int:
     """The dimension of the parameter behind a matrix whose rows are contracted: `linear` reads it transposed."""
-    return 1 if weight.view_of is not None and weight.stride(0) == 1 else 0
+    root = weight
+    while root.view_of is not None:
+        root = root.view_of.parent
+    matching = [varying(t)[0] for t in root.ids if len(varying(t)) == 1 and torch.equal(t.reshape(-1), columns)]
+    return matching[0] if matching else 0
 
 
 def contract_constant(kernel: Tensor, value: Tensor, known: Tensor, bias: Any, spatial: int) -> Constant | None:

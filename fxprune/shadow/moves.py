@@ -20,6 +20,8 @@ aten = torch.ops.aten
 def move_ids(table: IdTable, call: Call) -> list[Ids]:
     if any(not t.is_real for t in call.tensors[1:]):
         return pin_inputs(table, call)
+    for index in call.tensors[1:]:
+        table.pin(index.ids, "a table of indexes")
     moved = move(call, list(call.tensors[0].ids))
     for before, after in zip(call.tensors[0].ids, moved, strict=True):
         if call.sized and len(torch.cat([t.reshape(-1) for t in after]).unique()) < len(before.unique()):

@@ -43,6 +43,7 @@ class ShadowTensor(torch.Tensor):
     ids: Ids
     constant: Constant | None
     source: str | None  # the parameter of the graph whose elements these are, only moved
+    made: Tensor | None  # the values, where they follow from numbers alone
     sized: bool  # whether its values depend on the size of an input, though not on its contents
     view_of: View | None
     views: list[weakref.ref[ShadowTensor]]
@@ -61,7 +62,7 @@ class ShadowTensor(torch.Tensor):
             device=torch.device("cpu"),
         )
         self.held, self.ids, self.constant = inner, ids, constant
-        self.source, self.sized, self.view_of, self.views = None, False, None, []
+        self.source, self.sized, self.made, self.view_of, self.views = None, False, None, None, []
         return self
 
     @classmethod
@@ -86,6 +87,7 @@ class Call:
     kwargs: dict[str, Any]
     outputs: list[Tensor] = field(default_factory=list)  # shapes, and values where no input reaches
     moves: bool = False  # whether its rule only moves elements
+    made: bool = False  # whether its values follow from numbers alone
     sized: bool = False  # whether numbers among its arguments, or values, depend on the size of an input
 
     @property
@@ -141,6 +143,7 @@ class ShadowMode(TorchDispatchMode):
         wrapped = [ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)]
         for made in wrapped:
             made.sized = call.sized
+            made.made = made.held if call.made else None
         if call.moves and isinstance(args[0], ShadowTensor):
             for moved in wrapped:
                 moved.source = args[0].source
