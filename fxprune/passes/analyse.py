@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, in_eval_mode, tensors_in
 from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
@@ -160,7 +161,7 @@ class ShadowRun:
         with torch.no_grad(), in_eval_mode(self.model), self.quietly():
             for node in graph.nodes:
                 self.table.node, self.only_moved, self.only_elements = node, True, True
-                env[node] = self.run_node(node, env, named)
+                env[node] = self.run_or_explain(node, env, named)
                 written = find_written(node)
                 if written is not None:
                     effects[node] = freeze(env[written])
@@ -198,6 +199,17 @@ class ShadowRun:
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+    def run_or_explain(self, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any]) -> Any:
+        """Run one node on shadows; say where that is impossible."""
+        try:
+            return self.run_node(node, env, inputs)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise TraceError(
+                f"{node.meta.get('where', node.name)}: {node.name} cannot be followed without values, most likely because "
+                f"the shape of its result depends on them ({str(error).splitlines()[0]}); write it with shapes that do "
+                "not (torch.where, a mask), or keep it out of the model that is prepared"
+            ) from error
 
     def run_node(self, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any]) -> Any:
         """Run one node on shadows."""

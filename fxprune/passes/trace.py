@@ -165,7 +165,9 @@ class ValueTracer(fx.Tracer):
         value = self.run(kind, target, unwrap(args), unwrap(kwargs))
         if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
             numbers = any(p._data for p in find_proxies((args, kwargs)) if not isinstance(p._value, Tensor))
-            data = numbers or (data and getattr(target, "__name__", target) in _READS_DATA)
+            data = (numbers and target not in (len, tuple)) or (
+                data and getattr(target, "__name__", target) in _READS_DATA
+            )
         return None if value is None else ValueProxy(node, self, value, data)
 
     def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
@@ -294,7 +296,7 @@ def recorded_factories(tracer: ValueTracer) -> Iterator[None]:
 
     def apply_function(kind: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            return apply.__func__(kind, *args, **kwargs)
+            return apply.__get__(None, kind)(*args, **kwargs)
 
         if tracer.recording and any(True for _ in find_proxies((args, kwargs))):
             call.__name__ = call.__qualname__ = kind.__name__

@@ -1,0 +1,164 @@
+"""Whether models that broke fxprune when it was tried stay mended: odd, but legitimate code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import FxpruneError, GuardViolated
+from tests.exactness import close_units, randomise
+
+
+@dataclasses.dataclass
+class Out:
+    y: Tensor
+    features: Tensor
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+class Hard(nn.Module):
+    """Ten inputs, eight hidden channels twice, two outputs, and what `body` does between."""
+
+    def __init__(self, body: Callable[[Hard, Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.a, self.b, self.h = body, nn.Linear(10, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 6, 5, 4]))
+        self.w = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.d = nn.Linear(10, 8)
+        self.d.weight = nn.Parameter(torch.randn(10, 8).t())  # not contiguous
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def write(m: Hard, x: Tensor) -> Tensor:
+    z = m.b(m.a(x).relu())
+    z[:, :4] = 0
+    return m.h(z)
+
+
+def copy_channel(m: Hard, x: Tensor) -> Tensor:
+    z = m.b(m.a(x).relu())
+    z[:, 2] = z[:, 3] * 2
+    return m.h(z)
+
+
+BODIES: dict[str, Callable[[Hard, Tensor], Any]] = {
+    "root of the width": lambda m, x: (lambda y: m.h(y * math.sqrt(y.shape[1])))(m.a(x).relu()),
+    "over the width": lambda m, x: (lambda y: m.h(y / y.shape[1]))(m.a(x).relu()),
+    "size": lambda m, x: (lambda y: m.h(y * y.size(-1) ** -0.5))(m.a(x).relu()),
+    "numel": lambda m, x: (lambda y: m.h(y * y.numel()))(m.b(m.a(x).relu())),
+    "arange of the width": lambda m, x: (lambda y: m.h(y + torch.arange(y.shape[1])))(m.a(x).relu()),
+    "linspace": lambda m, x: m.h(m.a(x).relu() * torch.linspace(0, 1, 8)),
+    "write": write,
+    "copy a channel": copy_channel,
+    "order": lambda m, x: m.h(m.a(x).relu()[:, m.order]),
+    "index select": lambda m, x: m.h(m.a(x).relu().index_select(1, m.order)),
+    "sliced weight": lambda m, x: (lambda y: m.h(y * (y @ m.w[:, :, 0, 0]).sigmoid()))(m.b(m.a(x).relu())),
+    "not contiguous": lambda m, x: m.h(m.d(x).relu()),
+    "autograd function": lambda m, x: m.h(Double.apply(m.a(x)).relu()),
+    "factory": lambda m, x: m.h(m.a(x).relu()) + torch.zeros(x.shape[0], 2),
+    "round": lambda m, x: m.h(m.a(x).relu())[: round(x.shape[0] / 2)],
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_hard_code_converts_exactly(name: str, share: float) -> None:
+    torch.manual_seed(0)
+    model = Hard(BODIES[name]).double()
+    randomise(model)
+    x = torch.randn(4, 10).double()
+    prepared = fxprune.prepare(model, x)
+    close_units(prepared, share, seed=2)
+    compact = fxprune.convert(prepared.eval(), check=False)
+    for batch in (4, 6):
+        x = torch.randn(batch, 10).double()
+        torch.testing.assert_close(compact(x), prepared(x), rtol=1e-11, atol=1e-11)
+
+
+def test_outputs_in_a_dataclass_are_outputs() -> None:
+    model = Hard(lambda m, x: (lambda y: Out(m.h(y), m.b(y)))(m.a(x).relu())).double()
+    prepared = fxprune.prepare(model, torch.randn(4, 10).double())
+    close_units(prepared, 0.5)
+    compact = fxprune.convert(prepared.eval())
+    x = torch.randn(5, 10).double()
+    assert isinstance(compact(x), Out)
+    torch.testing.assert_close(compact(x).features, prepared(x).features)
+    assert compact.report.units_removed > 0
+
+
+def test_a_table_that_is_embedding_and_weight_is_left_alone() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.o = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+            self.f = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+            self.o.weight = self.e.weight
+
+        def forward(self, i: Tensor) -> Tensor:
+            return self.o(self.f(self.e(i)).relu())
+
+    tokens = torch.randint(20, (3, 5))
+    for granularity in ("channel", "weight"):
+        prepared = fxprune.prepare(Tied().double(), tokens, granularity=granularity).eval()
+        prepared.fxprune.refresh({n: prepared.get_parameter(n) for n in prepared.fxprune.parameter_names}, 0.5)
+        compact = fxprune.convert(prepared)
+        torch.testing.assert_close(compact(tokens), prepared(tokens))
+        assert compact.o.weight is compact.e.weight
+
+
+def test_flags_and_containers_are_guarded() -> None:
+    class Flags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.h = nn.Linear(10, 8), nn.Linear(8, 2)
+
+        def forward(self, xs: list[Tensor], flag: bool = False) -> Tensor:
+            out = sum(self.h(self.a(x).relu()) for x in xs)
+            return out + 1 if flag else out
+
+    x = torch.randn(3, 10)
+    model = Flags()
+    prepared = fxprune.prepare(model, {"xs": [x, x], "flag": True})
+    torch.testing.assert_close(prepared(xs=[x, x], flag=True), model([x, x], True))
+    for call in (lambda: prepared([x, x]), lambda: prepared([x, x, x], True), lambda: prepared([x], True)):
+        with pytest.raises((GuardViolated, IndexError)):
+            call()
+
+
+def test_what_cannot_be_prepared_or_converted_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    prepared = fxprune.prepare(model)
+    with pytest.raises(FxpruneError, match=r"lies inside Sequential, as `0`; pass model\.0"):
+        fxprune.convert(nn.Sequential(prepared), torch.randn(2, 4))
+    with torch.inference_mode(), pytest.raises(FxpruneError, match="inference_mode"):
+        fxprune.convert(prepared)
+
+
+def test_the_example_follows_the_precision_of_the_model() -> None:
+    prepared = fxprune.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))).double()
+    close_units(prepared, 0.5)
+    assert fxprune.convert(prepared).report.units_removed > 0
+
+
+def test_a_shape_that_depends_on_values_is_refused_with_its_line() -> None:
+    model = Hard(lambda m, x: (lambda y: y[y > 0].sum())(m.a(x)))
+    with pytest.raises(FxpruneError, match=r"test_hard_cases.py:\d+.*shape of its result depends"):
+        fxprune.prepare(model, torch.randn(4, 10))
