@@ -12,7 +12,7 @@ class Sparsity:
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
+        if not isinstance(self.share, (int, float)) or not 0 < self.share < 1:
             raise TargetError(
                 f"Sparsity({self.share}) is the share to be masked and lies between 0 and 1, both excluded; "
                 "half of the channels is Sparsity(0.5)"

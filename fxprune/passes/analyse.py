@@ -206,9 +206,9 @@ class ShadowRun:
             return self.run_node(node, env, inputs)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise TraceError(
-                f"{node.meta.get('where', node.name)}: {node.name} cannot be followed without values, most likely because "
-                f"the shape of its result depends on them ({str(error).splitlines()[0]}); write it with shapes that do "
-                "not (torch.where, a mask), or keep it out of the model that is prepared"
+                f"{node.meta.get('where', node.name)}: {node.name} cannot be followed without values, most likely "
+                f"because the shape of its result depends on them ({str(error).splitlines()[0]}); write it with shapes "
+                "that do not (torch.where, a mask), or keep it out of the model that is prepared"
             ) from error
 
     def run_node(self, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any]) -> Any:
