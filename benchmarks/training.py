@@ -97,9 +97,10 @@ def main() -> None:
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
+    # first of all: a process starts with its parent's size as its peak
+    memory = {kind: peak_memory(kind, options) for kind in ("dense", *KINDS)}
     model = torchvision.models.get_model(options.model, weights=None)
     copy_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    dense_memory = peak_memory("dense", options)
     dense = make_step("dense", model, x)
     rows = []
     for kind in KINDS:
@@ -107,9 +108,9 @@ def main() -> None:
         dense(), prepared(), prepared()
         pairs = [(seconds(dense), seconds(prepared)) for _ in range(options.rounds)]
         ratios = sorted(p / d for d, p in pairs)
-        memory = (peak_memory(kind, options) - dense_memory) / copy_bytes
+        copies = (memory[kind] - memory["dense"]) / copy_bytes
         row = [kind, statistics.median(d for d, _ in pairs), statistics.median(p for _, p in pairs)]
-        rows.append([*row, statistics.median(ratios), ratios[0], ratios[-1], memory])
+        rows.append([*row, statistics.median(ratios), ratios[0], ratios[-1], copies])
         del prepared
     headers = ["prepared", "dense s", "prepared s", "ratio", "lowest", "highest", "more memory (copies of the weights)"]
     print(tabulate(rows, headers, floatfmt=".3f"))
