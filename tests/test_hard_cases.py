@@ -162,3 +162,30 @@ def test_a_shape_that_depends_on_values_is_refused_with_its_line() -> None:
     model = Hard(lambda m, x: (lambda y: y[y > 0].sum())(m.a(x)))
     with pytest.raises(FxpruneError, match=r"test_hard_cases.py:\d+.*shape of its result depends"):
         fxprune.prepare(model, torch.randn(4, 10))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GRU(6, 8, batch_first=True), nn.LSTM(6, 8), nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)]
+)
+def test_layers_that_hide_others_are_left_alone_and_the_rest_is_pruned(layer: nn.Module) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.a, self.h = layer, nn.LazyLinear(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.layer(x)
+            return self.h(self.a(out if isinstance(out, Tensor) else out[0]).relu())
+
+    x = torch.randn(3, 5, 6)
+    model = Around().eval()
+    model(x)
+    prepared = fxprune.prepare(model, x)
+    close_units(prepared, 0.5)
+    assert fxprune.convert(prepared).report.units_removed > 0
+
+
+def test_random_outputs_are_not_called_a_bug() -> None:
+    model = Hard(lambda m, x: m.h(m.a(x) + torch.rand_like(m.a(x))))
+    with pytest.raises(FxpruneError, match=r"random outputs in eval mode.*check=False$"):
+        fxprune.convert(model, torch.randn(4, 10))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
@@ -224,17 +225,23 @@ class ShadowRun:
             for leaf in tensors_in(args):
                 self.table.pin(leaf.ids, "an output of the model")
             return args[0]
+        if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
+            return self.run_opaque(self.model.get_submodule(str(node.target)), args, kwargs)
         with self.mode:  # only here: the rules' own tensors are ordinary ones
             result = self.execute(node, args, kwargs)
         if isinstance(result, Tensor):
             result = self.mode.wrap(result)
             result.source = str(node.target) if node.op == "get_attr" else result.source
-        if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
-            module = self.model.get_submodule(str(node.target))
-            tensors = [*map(self.mode.wrap, module.parameters()), *tree_leaves((args, kwargs, result))]
-            for leaf in filter(is_shadow, tensors):
-                self.table.pin(leaf.ids, f"{type(module).__name__} is one step that hides several layers")
         return result
+
+    def run_opaque(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module that hides several layers for its shapes alone, and pin what it reads."""
+        state = {name: t.to("meta") for name, t in [*module.named_parameters(), *module.named_buffers()]}
+        shapes = tree_map(lambda t: t.held.to("meta") if is_shadow(t) else t, (args, kwargs))
+        result = functional_call(module, state, *shapes)
+        for leaf in filter(is_shadow, [*map(self.mode.wrap, module.parameters()), *tree_leaves((args, kwargs))]):
+            self.table.pin(leaf.ids, f"{type(module).__name__} is one step that hides several layers")
+        return tree_map_only(Tensor, ShadowTensor, result)
 
     def execute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run the code that a node stands for."""

@@ -34,7 +34,7 @@ def check_exact(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
         return error
     doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
     if not compare(source, source, inputs) <= SINGLE:
-        raise ExactnessError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
+        raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
     frozen = freeze_masks(source) if isinstance(source, PreparedModel) else copy.deepcopy(source)
     exact = compare(frozen.double(), copy.deepcopy(compact).double(), doubled)
     if exact <= DOUBLE:
@@ -99,7 +99,7 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
     tensors = tensors_in(model(*args, **kwargs))
     if not tensors:
-        raise ExactnessError("the model's outputs hold no tensors, so nothing can be compared; pass check=False")
+        raise FxpruneError("the model's outputs hold no tensors, so nothing can be compared; pass check=False")
     return tensors
 
 

@@ -83,6 +83,21 @@ def multiply_matrices(table: IdTable, call: Call) -> list[Ids]:
     return [(rows.view(1, -1), *[t for t in a.ids if varying(t) == [0]])]
 
 
+def multiply_batches(table: IdTable, call: Call) -> list[Ids]:
+    """Follow bmm where the same weight is repeated over the batch, as `linear` does it for some memory layouts."""
+    a, b = call.args
+    if a.is_real or not b.is_real or b.held.stride(0) != 0:
+        return pin_inputs(table, call)
+    inputs, columns = channel_ids(a.ids, 2, a.size(2)), channel_ids(b.ids, 1, b.size(1))
+    rows = channel_ids(b.ids, 2, b.size(2))
+    pin_other(table, a.ids, {1, 2}, "a matrix product mixes a dimension of channels")
+    table.unite(inputs, columns)
+    constant = channel_constant(a, 2, a.size(2))
+    kernel = b.held[0].t()[None, :, :, None]
+    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b, columns), False)
+    return [(rows.view(1, 1, -1), *[t for t in a.ids if varying(t) == [1]])]
+
+
 def multiply_constants(call: Call) -> list[Constant | None]:
     bias = call.args[0] if call.op.overloadpacket is aten.addmm else None
     a, b = call.args[-2:]

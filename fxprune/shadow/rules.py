@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fxprune.shadow.contractions import convolve, convolve_constants, look_up, multiply_constants, multiply_matrices
+from fxprune.shadow.contractions import (
+    convolve,
+    convolve_constants,
+    look_up,
+    multiply_batches,
+    multiply_constants,
+    multiply_matrices,
+)
 from fxprune.shadow.elements import (
     compute_elements,
     copy_constant,
@@ -77,6 +84,7 @@ UNKNOWN = Rule(pin_inputs, unknown)
 FAMILIES: list[tuple[Rule, str]] = [
     (Rule(convolve, convolve_constants), "convolution _convolution"),
     (Rule(multiply_matrices, multiply_constants), "mm addmm"),
+    (Rule(multiply_batches, unknown), "bmm"),
     (Rule(keep_first, keep_constant, moves=True), "clone contiguous detach alias lift_fresh lift _to_copy to"),
     (MOVE, "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind"),
     (MOVE, "squeeze unsqueeze flip roll index index_select pixel_shuffle pixel_unshuffle channel_shuffle repeat"),
