@@ -143,7 +143,10 @@ def test_an_optimizer_of_some_parameters_is_followed() -> None:
     model = Masked()
     Scheduler(model, torch.optim.SGD([model.layer.weight], lr=0.1), total_steps=10)
     model.layer.weight.requires_grad_(False)  # a frozen weight can be pruned while others train
-    Scheduler(model, torch.optim.SGD(model.head.parameters(), lr=0.1), total_steps=10)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    Scheduler(model, optimizer, total_steps=10)
+    optimizer.step()
+    assert int(model.fxprune.step) == 1
 
 
 def test_a_refused_optimizer_is_left_without_a_hook() -> None:

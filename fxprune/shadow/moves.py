@@ -74,6 +74,7 @@ def concatenate(table: IdTable, call: Call) -> list[Ids]:
 
 
 def concatenate_constants(call: Call) -> list[Constant | None]:
+    """What is known of joined tensors: of each part what was known of it."""
     tensors, dim, stacked = joined(call)
     known = [constant_of(t) for t in tensors]
     if all(k is None for k in known):
