@@ -189,3 +189,21 @@ def test_random_outputs_are_not_called_a_bug() -> None:
     model = Hard(lambda m, x: m.h(m.a(x) + torch.rand_like(m.a(x))))
     with pytest.raises(FxpruneError, match=r"random outputs in eval mode.*check=False$"):
         fxprune.convert(model, torch.randn(4, 10))
+
+
+def test_a_part_without_gradients_leaves_the_callers_mode_alone() -> None:
+    def body(m: Hard, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = m.b(m.a(x)).relu()
+        return m.h(m.a(x) * scale)
+
+    prepared = fxprune.prepare(Hard(body), torch.randn(4, 10))
+    with torch.no_grad():
+        assert not prepared(torch.randn(3, 10)).requires_grad
+        assert not torch.is_grad_enabled()
+    prepared(torch.randn(3, 10)).sum().backward()
+    assert prepared.a.weight.grad is not None
+    assert prepared.b.weight.grad is None
+    with torch.no_grad():
+        inside = fxprune.prepare(Hard(body), torch.randn(4, 10))
+    assert inside(torch.randn(3, 10)).requires_grad

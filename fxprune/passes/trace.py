@@ -257,6 +257,7 @@ class TraceMode(TorchFunctionMode):
     def __init__(self, tracer: ValueTracer) -> None:
         super().__init__()
         self.tracer = tracer
+        self.entered: list[tuple[bool, fx.Node]] = []  # the modes before each switch, and the nodes that read them
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -264,14 +265,29 @@ class TraceMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if any(True for _ in find_proxies((args, kwargs))):
             return record_torch_function(self.tracer, func, args, kwargs)
+        if func is torch._C._set_grad_enabled:
+            return self.switch_gradients(bool(args[0]))
         result = func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled or (isinstance(result, Tensor) and not is_accessor(func)):
+        if isinstance(result, Tensor) and not is_accessor(func):
             node = self.tracer.create_node(
                 "call_function", func, self.tracer.create_arg(args), self.tracer.create_arg(kwargs)
             )
             node.meta["where"] = find_user_line()
-            return result if result is None else ValueProxy(node, self.tracer, result, False)
+            return ValueProxy(node, self.tracer, result, False)
         return result
+
+    def switch_gradients(self, enabled: bool) -> None:
+        """Record `torch.no_grad()` and its kin: on leaving, the caller's own mode comes back, whatever it is then."""
+        entered = self.entered.pop() if self.entered else None
+        if entered is not None and entered[0] == enabled:
+            argument: Any = entered[1]
+        else:
+            self.entered += [] if entered is None else [entered]
+            before = self.tracer.create_node("call_function", torch.is_grad_enabled, (), {})
+            self.entered.append((torch.is_grad_enabled(), before))
+            argument = enabled
+        self.tracer.create_node("call_function", torch._C._set_grad_enabled, (argument,), {})
+        torch._C._set_grad_enabled(enabled)
 
 
 FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")
