@@ -142,7 +142,7 @@ class ShadowMode(TorchDispatchMode):
             return written
         wrapped = [ShadowTensor(t, *shadow) for t, shadow in zip(call.outputs, shadows, strict=True)]
         for made in wrapped:
-            made.sized = call.sized
+            made.sized = call.sized and made.is_real  # of what an input reaches, only constants count, and they are cut
             made.made = made.held if call.made else None
         if call.moves and isinstance(args[0], ShadowTensor):
             for moved in wrapped:
