@@ -35,6 +35,11 @@ class Graphs:
         evaluated = rewrite(self.eval)
         return Graphs(evaluated if self.train is self.eval else rewrite(self.train), evaluated)
 
+    def pair_nodes(self, others: Graphs) -> dict[fx.Node, fx.Node]:
+        """For each node, its copy in `others`, which have the same nodes in the same order."""
+        graphs = zip(self, others, strict=True)
+        return {mine: its for a, b in graphs for mine, its in zip(a.nodes, b.nodes, strict=True)}
+
     def copy(self) -> Graphs:
         """Copy the nodes of both graphs, under their names."""
         return self.map(copy_graph)
@@ -74,10 +79,6 @@ class TracedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return (self._run_train if self.training else self._run_eval)(self, *args, **kwargs)
-
-    def graph_of(self, training: bool) -> fx.Graph:
-        """The graph that runs in this mode."""
-        return self.graphs.train if training else self.graphs.eval
 
     def _get_name(self) -> str:
         return self.class_name
@@ -166,6 +167,14 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
         nodes[node].name = node.name
     copied._codegen = copy.deepcopy(graph._codegen)
     return copied
+
+
+def bind_inputs(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """Order the inputs as the graph's placeholders stand."""
+    args, kwargs = inputs
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    positional = iter(args)
+    return [kwargs[name] if name in kwargs else next(positional) for name in names]
 
 
 def as_inputs(example_inputs: Any) -> Inputs:

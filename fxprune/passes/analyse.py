@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.errors import TraceError
-from fxprune.model import Inputs, TracedModel, in_eval_mode, tensors_in
+from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, tensors_in
 from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
@@ -228,7 +228,7 @@ class ShadowRun:
         if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
             return self.run_opaque(self.model.get_submodule(str(node.target)), args, kwargs)
         with self.mode:  # only here: the rules' own tensors are ordinary ones
-            result = self.execute(node, args, kwargs)
+            result = run_code(node, args, kwargs, self.model)
         if isinstance(result, Tensor):
             result = self.mode.wrap(result)
             result.source = str(node.target) if node.op == "get_attr" else result.source
@@ -243,15 +243,16 @@ class ShadowRun:
             self.table.pin(leaf.ids, f"{type(module).__name__} is one step that hides several layers")
         return tree_map_only(Tensor, ShadowTensor, result)
 
-    def execute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Run the code that a node stands for."""
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.model)
-        if node.op == "call_module":
-            return self.model.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+def run_code(node: fx.Node, args: Any, kwargs: Any, model: nn.Module) -> Any:
+    """Run the code that a node stands for."""
+    if node.op == "get_attr":
+        return find_tensor(model, str(node.target))
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def hides_layers(module: nn.Module) -> bool:
@@ -317,8 +318,4 @@ def find_last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 def bind_shadows(graph: fx.Graph, inputs: Inputs) -> Iterator[Any]:
     """Go through shadows of the inputs, as the graph's placeholders stand."""
-    args, kwargs = inputs
-    names = [node.target for node in graph.nodes if node.op == "placeholder"]
-    positional = iter(args)
-    values = [kwargs[name] if name in kwargs else next(positional) for name in names]
-    return iter(tree_map_only(Tensor, lambda t: ShadowTensor(t.to("meta")), values))
+    return iter(tree_map_only(Tensor, lambda t: ShadowTensor(t.to("meta")), bind_inputs(graph, inputs)))

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 from fxprune.errors import ExactnessError, FxpruneError
-from fxprune.model import Inputs, PreparedModel, TracedModel, in_eval_mode, tensors_in
+from fxprune.model import Inputs, PreparedModel, TracedModel, bind_inputs, in_eval_mode, tensors_in
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
-from fxprune.passes.find_dead import Plan
+from fxprune.passes.find_dead import Plan, cut
 
 SINGLE, DOUBLE = 1e-5, 1e-9
 """The largest difference, relative to how much the outputs vary with the input, that rounding explains."""
@@ -121,9 +121,7 @@ def find_first_difference(
         shadow = channels.values[0][node]
         if not isinstance(shadow, Shadow) or node.name not in actual or node.name in closed_norms:
             continue
-        wanted, got = expected[node.name], actual[node.name]
-        for dim, keep in plan.alive_along(channels, shadow).items():
-            wanted = wanted.index_select(dim, keep.nonzero().reshape(-1).to(wanted.device))
+        wanted, got = cut(expected[node.name], plan.alive_along(channels, shadow)), actual[node.name]
         if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):
             return f"{node.name} ({node.meta.get('where', 'no line known')})"
     return "the output alone"
@@ -140,8 +138,6 @@ def run_nodes(model: TracedModel, inputs: Inputs) -> dict[str, Tensor]:
                 results[n.name] = value.clone()
             return value
 
-    args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
-    names = [str(n.target) for n in model.graphs.eval.nodes if n.op == "placeholder"]
-    positional = iter(args)
-    Keeping(model, graph=model.graphs.eval).run(*[kwargs[n] if n in kwargs else next(positional) for n in names])
+    graph = model.graphs.eval
+    Keeping(model, graph=graph).run(*bind_inputs(graph, tree_map_only(Tensor, torch.clone, inputs)))
     return results

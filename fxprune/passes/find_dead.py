@@ -26,7 +26,6 @@ from fxprune.shadow.tensor import compress, varying
 HAVE_BIAS = (F.conv1d, F.conv2d, F.conv3d, F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 """Functions of (input, weight, bias), into whose bias a constant can go."""
 
-
 JOINS = (torch.cat, torch.concat, torch.concatenate)
 """Functions whose empty operands can be left out."""
 
@@ -221,6 +220,13 @@ class Search:
             reason = "the strongest unit of a layer that would be empty stays"
             self.kept[reason] = self.kept.get(reason, 0) + 1
         self.may_die[strongest] = False
+
+
+def cut(t: Tensor, alive: dict[int, Tensor]) -> Tensor:
+    """Leave only the living indexes of each dimension, as `Plan.alive_along` gives them."""
+    for dim, keep in alive.items():
+        t = t.index_select(dim, keep.nonzero().reshape(-1).to(t.device))
+    return t
 
 
 def is_empty(dead: Tensor, channels: Channels, shadow: Shadow, dim: int) -> bool:

@@ -67,9 +67,7 @@ def insert_unit_masks(
             masked[name] = masks.add_unit_mask(name, reader.dim, index)
     norms = {norm.node: masks.add_alive(norm.node.name, numbers[channels.units[norm.ids]]) for norm in channels.norms}
     prepared = PreparedModel(model, masks, count_pinned(channels))
-    alike = dict(
-        zip((n for g in model.graphs for n in g.nodes), (n for g in prepared.graphs for n in g.nodes), strict=True)
-    )
+    alike = model.graphs.pair_nodes(prepared.graphs)
     for norm in norms:
         use_living_norm(alike[norm], f"fxprune.alive.{key_of(norm.name)}.open")
     for graph in prepared.graphs:

@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
-from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
-from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
-from fxprune.passes.find_dead import JOINS, Plan
+from fxprune.model import Inputs, TracedModel, in_eval_mode
+from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze, run_code
+from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import varying
@@ -157,8 +157,7 @@ class Mender:
 
     def units_of(self, old: fx.Node) -> Tensor:
         """All units of a node's result and of its inputs."""
-        shadows = [s for n in (old, *old.all_input_nodes) for s in tree_leaves(self.values[n]) if isinstance(s, Shadow)]
-        ids = [t.reshape(-1) for s in shadows for t in s.ids]
+        ids = [t.reshape(-1) for s in self.shadows_around(old) for t in s.ids]
         return torch.unique(self.channels.units[torch.cat(ids)]) if ids else torch.zeros(0, dtype=torch.int64)
 
     def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
@@ -189,10 +188,14 @@ class Mender:
         literal = altered or written is not None or any(True for _ in find_literals((node.args, node.kwargs)))
         return literal and bool(self.alive_around(old))
 
+    def shadows_around(self, old: fx.Node) -> list[Shadow]:
+        """The shadows of a node's result and of its inputs."""
+        leaves = [leaf for n in (old, *old.all_input_nodes) for leaf in tree_leaves(self.values[n])]
+        return [leaf for leaf in leaves if isinstance(leaf, Shadow)]
+
     def alive_around(self, old: fx.Node) -> list[Tensor]:
         """For each dimension of a node's result and inputs that loses units, which indexes stay."""
-        shadows = [s for n in (old, *old.all_input_nodes) for s in tree_leaves(self.values[n]) if isinstance(s, Shadow)]
-        found = [keep for s in shadows for keep in self.plan.alive_along(self.channels, s).values()]
+        found = [keep for s in self.shadows_around(old) for keep in self.plan.alive_along(self.channels, s).values()]
         return [keep for keep in found if not keep.all()]
 
     def as_literal(self, node: fx.Node) -> Any:
@@ -270,8 +273,6 @@ class Mender:
         """Run the larger graph's moves on numbered elements."""
         if old in known:
             return known[old]
-        if old.op == "get_attr":
-            return find_tensor(self.model, str(old.target))
         value = self.values[old]
         if not any(isinstance(leaf, Shadow) for leaf in tree_leaves(value)):
             return value  # a number or a shape, as it was
@@ -354,23 +355,12 @@ def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | Non
 def step(node: fx.Node, tensors: dict[fx.Node, Any], others: dict[fx.Node, Any], model: nn.Module) -> Any:
     """Run one node on plain tensors; what is no tensor is taken as another run left it."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tensors[n] if n in tensors else others[n])
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return run_code(node, args, kwargs, model)
 
 
 def number(shape: tuple[int, ...], start: int) -> Tensor:
     """Number the elements of a tensor, from 1 + start."""
     return torch.arange(start + 1, start + 1 + torch.Size(shape).numel()).view(shape)
-
-
-def cut(t: Tensor, alive: dict[int, Tensor]) -> Tensor:
-    """Leave only the living indexes of each dimension."""
-    for dim, keep in alive.items():
-        t = t.index_select(dim, keep.nonzero().reshape(-1))
-    return t
 
 
 def find_literals(tree: Any) -> Iterator[int]:

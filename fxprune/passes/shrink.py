@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.model import Inputs, TracedModel
 from fxprune.passes.analyse import Channels, Shadow
-from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, find_used, is_empty, joined_dim
+from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_used, is_empty, joined_dim
 from fxprune.passes.living_norm import use_living_norm
 from fxprune.passes.mend import Mender
 from fxprune.shadow.ids import Reader
@@ -47,9 +47,8 @@ class Surgery:
 
     def __post_init__(self) -> None:
         self.before, self.after = list(self.model.graphs), list(self.compact.graphs)
-        pairs = [p for a, b in zip(self.before, self.after, strict=True) for p in zip(a.nodes, b.nodes, strict=True)]
-        self.copies = dict(pairs)
-        self.originals = {new: old for old, new in pairs}
+        self.copies = self.model.graphs.pair_nodes(self.compact.graphs)
+        self.originals = {new: old for old, new in self.copies.items()}
         self.shadows = dict(self.channels.parameters)
 
     def carry_constants(self) -> None:
@@ -117,9 +116,9 @@ class Surgery:
         for name, shadow in self.shadows.items():
             owner, _, leaf = name.rpartition(".")
             tensor = getattr(self.compact.get_submodule(owner), leaf)
-            data, ids = tensor.data, list(shadow.ids)
-            for dim, keep in self.plan.alive_along(self.channels, shadow).items():
-                data = data.index_select(dim, keep.nonzero().reshape(-1).to(data.device))
+            alive, ids = self.plan.alive_along(self.channels, shadow), list(shadow.ids)
+            data = cut(tensor.data, alive)
+            for dim, keep in alive.items():
                 ids = [t[(slice(None),) * dim + (keep,)] if t.size(dim) > 1 else t for t in ids]
             tensor.data = data.clone() if data is tensor.data else data
             tensor.grad = None
@@ -154,9 +153,8 @@ def merge_columns(weight: nn.Parameter, merge: Merge) -> None:
     """Add the columns of dead constants to the keeper's: W_k += sum over c of W_c value_c / value_k."""
     value = merge.reader.constant.value
     ratio = torch.where(merge.columns, value / value[:, merge.keeper : merge.keeper + 1], 0.0)
-    grouped = weight.data.double().reshape(
-        len(ratio), -1, *weight.shape[1:]
-    )  # [groups, rows, columns, ...], or transposed
+    # [groups, rows, columns, ...], or with rows and columns transposed
+    grouped = weight.data.double().reshape(len(ratio), -1, *weight.shape[1:])
     dim = 2 if merge.reader.dim == 1 else 1
     shape = [len(ratio)] + [ratio.size(1) if d == dim else 1 for d in range(1, grouped.dim())]
     grouped.select(dim, merge.keeper).add_((grouped * ratio.view(shape).to(grouped.device)).sum(dim))
