@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, tensors_in
-from fxprune.shadow.ids import PINNED, IdTable, Norm, Pin, Reader
+from fxprune.passes.living import can_live
+from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
 
@@ -53,7 +54,8 @@ class Channels:
     widths: set[fx.Node]  # numbers that follow from numbers of channels alone, not from batch or image size
     weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
     readers: list[Reader]
-    norms: list[Norm]
+    mixes: list[Mix]
+    used: set[str]  # weights of contractions that something else uses, too
     pins: dict[Pin, Tensor]
 
     def units_along(self, name: str, dim: int) -> Tensor:
@@ -61,6 +63,19 @@ class Channels:
         shadow = self.parameters[name]
         found = shadow.along(dim)
         return self.units[found[0]] if found else torch.zeros(shadow.shape[dim], dtype=torch.int64)
+
+    def find_operand(self, node: fx.Node, ids: Tensor) -> tuple[fx.Node, int] | None:
+        """Which input of a node has the channels `ids` along which of its dimensions; None if none has."""
+        values = next(results for results in self.values if node in results)
+        wanted = self.units[ids][:, None]
+        for operand in node.all_input_nodes:
+            shadow = values[operand]
+            for t in shadow.ids if isinstance(shadow, Shadow) else ():
+                for dim in varying(t):
+                    lines = self.units[t].movedim(dim, 0).reshape(t.size(dim), -1)
+                    if len(lines) == len(wanted) and bool((lines == wanted).all()):
+                        return operand, dim
+        return None
 
     def positions(self) -> Iterator[tuple[str, int, Tensor]]:
         """Go through every dimension of every parameter or buffer that has channels: name, dimension, units."""
@@ -70,13 +85,14 @@ class Channels:
                     yield name, dim, self.units_along(name, dim)
 
 
-def analyse(model: TracedModel, inputs: Inputs, constants: bool = True) -> Channels:
+def analyse(model: TracedModel, inputs: Inputs, constants: bool = True, whole_heads: bool = True) -> Channels:
     """Run both graphs of a model on shadows and unite the ids of both.
 
     The model itself is not run: its parameters are read, nothing is written, and its modes are put back.
-    Without `constants` nothing is known of values, which saves reading all weights.
+    Without `constants` nothing is known of values, which saves reading all weights. `whole_heads`: where
+    attention meets heads and their inner channels, whole heads are units, or else the same channel of each.
     """
-    table = IdTable()
+    table = IdTable(can_live=can_live, whole_heads=whole_heads)
     run = ShadowRun(model, table, constants)
     for name, tensor in tensors_of(model):
         run.add_parameter(name, tensor)
@@ -97,7 +113,8 @@ def analyse(model: TracedModel, inputs: Inputs, constants: bool = True) -> Chann
         run.widths,
         table.weights,
         table.readers,
-        table.norms,
+        table.mixes,
+        table.used,
         pins,
     )
 
@@ -144,7 +161,11 @@ class ShadowRun:
         if rule is ELEMENTWISE:
             for counted in self.mixed:
                 self.table.pin(counted, "a number of channels times a size takes part in arithmetic")
+        readers = len(self.table.readers)
         ids = [tuple(filter(is_channel, each)) for each in rule.ids(self.table, call)]
+        if not rule.moves:
+            read = {reader.source for reader in self.table.readers[readers:]}
+            self.table.used |= {t.source for t in call.tensors if t.source is not None and t.source not in read}
         known: list[Constant | None] = [None] * len(ids)
         if self.constants and any(not t.is_real for t in call.tensors) and (rule.moves or not call.sized):
             known = rule.constants(call)

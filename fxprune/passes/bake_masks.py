@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fxprune.masks import Alive, UnitMask, WeightMask
+from fxprune.masks import UnitMask, WeightMask
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
 
 
 @torch.no_grad()
 def bake_masks(prepared: PreparedModel) -> TracedModel:
-    """Return a copy without masks that computes the same, but for norms over channels that are closed.
+    """Return a copy without masks that computes the same, but for ops that count closed channels alike.
 
     Parametrizations (weight norm, spectral norm) are baked too; `prepared` stays as it was.
     """
@@ -70,10 +70,10 @@ def bake_parametrizations(model: nn.Module) -> None:
 
 
 def find_closed(prepared: PreparedModel, channels: Channels) -> Tensor:
-    """Which units the living norms leave out of their statistics, bool [units]."""
+    """Which units the gates close, bool [units]: all that read or count them leave them out."""
     closed = torch.zeros(len(channels.units), dtype=torch.bool)
-    for norm in channels.norms:
-        record = dict(prepared.fxprune.alive).get(norm.node.name)
-        if isinstance(record, Alive):
-            closed[channels.units[norm.ids[(record.open == 0).cpu()]]] = True
+    gates = torch.cat([prepared.fxprune.gates.cpu(), torch.ones(1)])  # index -1 is the one at the end
+    for place in prepared.fxprune.slices:
+        units = channels.units_along(place.parameter, place.dim)
+        closed[units[gates[place.index.cpu()] == 0]] = True
     return closed

@@ -116,10 +116,10 @@ def find_first_difference(
     source, target = copy.deepcopy(baked).double(), copy.deepcopy(compact).double()
     with in_eval_mode(source), in_eval_mode(target):
         expected, actual = run_nodes(source, doubled), run_nodes(target, doubled)
-    closed_norms = {norm.node.name for norm in channels.norms}
+    living = {mix.node.name for mix in channels.mixes}
     for node in baked.graphs.eval.nodes:
         shadow = channels.values[0][node]
-        if not isinstance(shadow, Shadow) or node.name not in actual or node.name in closed_norms:
+        if not isinstance(shadow, Shadow) or node.name not in actual or node.name in living:
             continue
         wanted, got = cut(expected[node.name], plan.alive_along(channels, shadow)), actual[node.name]
         if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):

@@ -56,7 +56,7 @@ class Plan:
     merges: list[Merge]
     constants: dict[fx.Node, Tensor]  # nodes replaced by what they always give
     kept: dict[str, int]  # why closed units stay, and how many
-    closed: Tensor  # bool, [units]; those that norms leave out, whether they go or stay
+    closed: Tensor  # bool, [units]; those that nothing reads or counts, whether they go or stay
 
     def alive_along(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         """For each dimension of a tensor that has channels, which of its indexes stay."""
@@ -78,7 +78,7 @@ class Plan:
 def find_dead(model: TracedModel, channels: Channels, closed: Tensor | None = None, keep: Tensor | None = None) -> Plan:
     """Find all units that can go without changing any output of either graph.
 
-    `closed`, bool [units], marks units that the norms over channels leave out of their statistics;
+    `closed`, bool [units], marks units that are left out wherever channels are read or counted;
     `keep`, likewise, units that must stay. The model's weights are as the gates leave them: zero where
     closed. Nothing is changed.
     """
@@ -124,11 +124,11 @@ class Search:
             dead = grown
 
     def find_needed(self, dead: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Find the units that some reader or norm needs, and, by reader, the columns of constants at a border."""
+        """Find the units that some reader or mix needs, and, by reader, the columns of constants at a border."""
         hard = ~self.may_die
         soft: dict[int, Tensor] = {}
         for index, reader in enumerate(self.channels.readers):
-            read = self.reads(index, dead)
+            read = self.reads(index, dead) & ~self.closed[self.inputs[index]]
             value, known = reader.constant
             constant = read & known & (value != 0)
             needed = read & ~known
@@ -137,8 +137,8 @@ class Search:
             elif reader.border and constant.any():
                 soft[index] = constant
             hard[self.inputs[index][needed]] = True
-        for norm in self.channels.norms:
-            units = self.channels.units[norm.ids]
+        for mix in self.channels.mixes:
+            units = self.channels.units[mix.ids]
             hard[units[~self.closed[units]]] = True
         return hard, soft
 
@@ -180,7 +180,8 @@ class Search:
         absorbed = []
         for index, reader in enumerate(self.channels.readers):
             value, known = reader.constant
-            gone = dead[self.inputs[index]] & known & (value != 0) & self.reads(index, dead)
+            units = self.inputs[index]
+            gone = dead[units] & ~self.closed[units] & known & (value != 0) & self.reads(index, dead)
             if reader.weight is None or reader.border or not gone.any():
                 continue
             total = (reader.weight.double().sum(3) * torch.where(gone, value, 0.0)[:, None]).sum(2)

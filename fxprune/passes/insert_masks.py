@@ -7,8 +7,9 @@ where it is summed away, where a closed column keeps its gradient and no constan
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxprune.errors import TargetError
@@ -18,7 +19,7 @@ from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels, Shadow
-from fxprune.passes.living_norm import use_living_norm
+from fxprune.passes.living import can_live, use_living
 from fxprune.shadow.ids import PINNED
 
 NOTHING = Shadow((), (), None)
@@ -58,18 +59,25 @@ def insert_unit_masks(
             f"({'; '.join(str(pin) for pin in list(channels.pins)[:3])})"
         )
     masks = Masks(method, target, "channel", units=count, slices=list(find_slices(model, channels, numbers)))
-    readers = {r.source: r for r in channels.readers if r.source is not None}
-    masked = {}
-    for name, reader in readers.items():
-        columns = reader.columns[0] if reader.dim == 1 else reader.columns.reshape(-1)  # transposed: all groups
-        index = numbers[channels.units[columns]]
-        if bool((index >= 0).any()):
-            masked[name] = masks.add_unit_mask(name, reader.dim, index)
-    norms = {norm.node: masks.add_alive(norm.node.name, numbers[channels.units[norm.ids]]) for norm in channels.norms}
+    maskable = find_maskable(model, channels)
+    masked, muted = {}, []
+    for reader in channels.readers:
+        if reader.source in maskable and reader.source not in masked:
+            columns = reader.columns[0] if reader.dim == 1 else reader.columns.reshape(-1)  # transposed: all groups
+            index = numbers[channels.units[columns]]
+            if bool((index >= 0).any()):
+                masked[reader.source] = masks.add_unit_mask(reader.source, reader.dim, index)
+    for node, ids in find_muted(channels, maskable):
+        index = numbers[channels.units[ids]]
+        operand = channels.find_operand(node, ids)
+        if operand is not None and bool((index >= 0).any()):
+            name = f"{node.name}_{len(muted)}"
+            masks.add_alive(name, index)
+            muted.append((node, *operand, f"fxprune.alive.{key_of(name)}.open"))
     prepared = PreparedModel(model, masks, count_pinned(channels))
     alike = model.graphs.pair_nodes(prepared.graphs)
-    for norm in norms:
-        use_living_norm(alike[norm], f"fxprune.alive.{key_of(norm.name)}.open")
+    for node, operand, dim, is_open in muted:
+        use_living(alike[node], alike[operand], dim, is_open)
     for graph in prepared.graphs:
         for name in masked:
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
@@ -89,19 +97,15 @@ def count_pinned(channels: Channels) -> dict[str, int]:
 def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> Tensor:
     """Number the prunable units from 0, [units]; -1 for all others.
 
-    Prunable is what some contraction reads, if all that read it can be masked: their weight is a parameter
-    of the graph which nothing else uses.
+    Prunable is what some contraction reads, or some op counts, if all that do so can leave it out: by a mask
+    on their weight, or by a mute on their input.
     """
     allowed = torch.zeros(len(channels.units), dtype=torch.bool)
-    maskable = find_maskable(model, channels)
-    for reader in channels.readers:
-        allowed[channels.units[reader.columns]] = True
-    for reader in channels.readers:
-        if reader.source not in maskable:
-            allowed[channels.units[reader.columns]] = False
-    for norm in channels.norms:
-        if norm.node.target is not F.layer_norm:
-            allowed[channels.units[norm.ids]] = False
+    for ids in [*(reader.columns for reader in channels.readers), *(mix.ids for mix in channels.mixes)]:
+        allowed[channels.units[ids]] = True
+    for node, ids in find_muted(channels, find_maskable(model, channels)):
+        if not can_live(node) or channels.find_operand(node, ids) is None:
+            allowed[channels.units[ids]] = False
     for name, _, units in channels.positions():
         if name in excluded:
             allowed[units] = False
@@ -109,20 +113,27 @@ def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> 
     return torch.where(allowed, allowed.cumsum(0) - 1, -1)
 
 
+def find_muted(channels: Channels, maskable: set[str]) -> Iterator[tuple[fx.Node, Tensor]]:
+    """Go through the nodes that read or count channels without a mask: node, and ids of the channels."""
+    for mix in channels.mixes:
+        yield mix.node, mix.ids
+    for reader in channels.readers:
+        if reader.source not in maskable:
+            yield reader.node, reader.columns.reshape(-1)
+
+
 def find_maskable(model: TracedModel, channels: Channels) -> set[str]:
     """The weights that only contractions use, all along the same dimension."""
-    reading: dict[str, set[tuple[fx.Node, int]]] = {}
+    dims: dict[str, set[int]] = {}
     for reader in channels.readers:
         if reader.source is not None:
-            reading.setdefault(reader.source, set()).add((reader.node, reader.dim))
-    elsewhere = find_called_parameters(model)
-    maskable = set()
-    for name, uses in reading.items():
-        users = {u for g in model.graphs for n in g.nodes if n.op == "get_attr" and n.target == name for u in n.users}
-        own = id(find_tensor(model, name)) not in elsewhere  # not an embedding's table as well
-        if own and users == {node for node, _ in uses} and len({dim for _, dim in uses}) == 1:
-            maskable.add(name)
-    return maskable
+            dims.setdefault(reader.source, set()).add(reader.dim)
+    called = find_called_parameters(model)
+    return {
+        name
+        for name, along in dims.items()
+        if len(along) == 1 and name not in channels.used and id(find_tensor(model, name)) not in called
+    }
 
 
 def find_called_parameters(model: TracedModel) -> set[int]:

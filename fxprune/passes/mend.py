@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,16 @@ MOST_TRIALS = 256
 
 RAGGED = object()
 """Stands for a result that has no dense form; only the selection that replaces a chain of moves passes it by."""
+
+
+ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
+
+
+class Arithmetic(NamedTuple):
+    """A number that a node computes, with what it computes it from."""
+
+    node: fx.Node
+    args: tuple[Any, ...]
 
 
 class CannotMend(FxpruneError):
@@ -147,9 +157,15 @@ class Mender:
             for ids in expected.along(dim):
                 wanted = ids[keep]
                 named = wanted < self.limit  # by a parameter, so that both graphs know it
-                if named.any() and not any(agree(wanted[named], found[named]) for found in actual.along(dim)):
+                if named.any() and not any(self.agree(wanted[named], found[named]) for found in actual.along(dim)):
                     return False
         return True
+
+    def agree(self, wanted: Tensor, found: Tensor) -> bool:
+        """Whether ids are of the same units, where the smaller graph has any: a layer of one channel has none (0)."""
+        known = (found != PINNED) & (found < self.limit)
+        units = self.channels.units
+        return bool((found < self.limit).all()) and torch.equal(units[wanted[known]], units[found[known]])
 
     def is_ragged(self, value: Any) -> bool:
         """Whether some tensor of a result would lose units that are no whole indexes of a dimension."""
@@ -163,16 +179,36 @@ class Mender:
     def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
         """Put other sizes where sizes and bounds stand as literals, in each combination, until the result fits."""
         args, kwargs = node.args, node.kwargs
-        plain = fx.node.map_arg((args, kwargs), self.as_literal)
+        plain = fx.node.map_arg((args, kwargs), self.as_arithmetic)
         literals = list(find_literals(plain))
         alive = self.alive_around(old)
         choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]
         for choice in itertools.islice(itertools.product(*choices), MOST_TRIALS):
-            node.args, node.kwargs = replace_literals(plain, iter(choice))
+            made: list[fx.Node] = []
+            node.args, node.kwargs = self.write_out(replace_literals(plain, iter(choice)), node, made)
             if self.fits(node, old, self.attempt(node), altered=True):
                 return True
-        node.args, node.kwargs = args, kwargs
+            node.args, node.kwargs = args, kwargs
+            for each in reversed(made):
+                self.graph.erase_node(each)
         return False
+
+    def write_out(self, tree: Any, before: fx.Node, made: list[fx.Node]) -> Any:
+        """Put nodes into the graph for the arithmetic among arguments that has other literals now."""
+        if isinstance(tree, Arithmetic):
+            args = self.write_out(tree.args, before, made)
+            if args == tree.node.args:
+                return tree.node
+            with self.graph.inserting_before(before):
+                made.append(self.emit(tree.node.target, args))
+            return made[-1]
+        if isinstance(tree, slice):
+            return slice(*(self.write_out(part, before, made) for part in (tree.start, tree.stop, tree.step)))
+        if isinstance(tree, dict):
+            return {key: self.write_out(leaf, before, made) for key, leaf in tree.items()}
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(self.write_out(leaf, before, made) for leaf in tree)
+        return tree
 
     def is_doubtful(self, node: fx.Node, old: fx.Node, altered: bool) -> bool:
         """Whether a node that loses units moves elements by literals, or writes, so that ids alone do not tell."""
@@ -202,6 +238,13 @@ class Mender:
         """A number that is computed from widths alone, as it was in the larger graph; anything else as it is."""
         old = self.originals.get(node)
         return self.values[old] if old in self.channels.widths else node
+
+    def as_arithmetic(self, node: fx.Node) -> Any:
+        """Also what is computed from other numbers and literals, so that these lie open: `batch * 12`."""
+        literal = self.as_literal(node)
+        if literal is not node or node.target not in ARITHMETIC or type(self.env.get(node)) is not int:
+            return literal
+        return Arithmetic(node, fx.node.map_arg(node.args, self.as_arithmetic))
 
     def select(self, node: fx.Node, old: fx.Node) -> bool:
         """Replace a node that only moves elements by a selection from the nearest tensors that have a dense form."""
@@ -327,11 +370,6 @@ class Mender:
         return made
 
 
-def agree(wanted: Tensor, found: Tensor) -> bool:
-    """Whether ids are the same, where the smaller graph has any: a layer of one channel has none (0)."""
-    return bool(((wanted == found) | (found == PINNED)).all())
-
-
 def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | None:
     """Find the index along `dim` that takes `wanted` out of the joined tensors, -1 for zeros; None if there is none."""
     shapes = [list(t.shape) for t in (*have, wanted)]
@@ -384,6 +422,8 @@ def replace_literals(tree: Any, numbers: Iterator[int]) -> Any:
         return slice(*(replace_literals(part, numbers) for part in (tree.start, tree.stop, tree.step)))
     if isinstance(tree, dict):
         return {key: replace_literals(leaf, numbers) for key, leaf in tree.items()}
+    if isinstance(tree, Arithmetic):
+        return Arithmetic(tree.node, replace_literals(tree.args, numbers))
     if isinstance(tree, (tuple, list)):
         return type(tree)(replace_literals(leaf, numbers) for leaf in tree)
     return tree

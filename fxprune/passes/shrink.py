@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.model import Inputs, TracedModel
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_used, is_empty, joined_dim
-from fxprune.passes.living_norm import use_living_norm
+from fxprune.passes.living import use_living
 from fxprune.passes.mend import Mender
 from fxprune.shadow.ids import Reader
 from fxprune.shadow.tensor import Ids, varying
@@ -62,12 +62,24 @@ class Surgery:
                 done.add(str(merge.reader.source))
         for old, value in self.plan.constants.items():
             self.replace_by_constant(old, value)
-        for norm in self.channels.norms:
-            units = self.channels.units[norm.ids]
-            if bool((self.plan.closed & ~self.plan.dead)[units].any()):
-                name = f"open_{norm.node.name}"
-                self.add_buffer(name, (~self.plan.closed[units]).double(), (norm.ids,))
-                use_living_norm(self.copies[norm.node], name)
+        self.mute_closed()
+
+    def mute_closed(self) -> None:
+        """Leave closed units that have to stay out of everything that would read or count them."""
+        mixes = [(mix.node, mix.ids) for mix in self.channels.mixes]
+        readers = [(r.node, r.columns.reshape(-1)) for r in self.channels.readers if self.reads_closed(r)]
+        for number, (node, ids) in enumerate(mixes + readers):
+            units = self.channels.units[ids]
+            operand = self.channels.find_operand(node, ids)
+            if operand is not None and bool((self.plan.closed & ~self.plan.dead)[units].any()):
+                name = f"open_{node.name}_{number}"
+                self.add_buffer(name, (~self.plan.closed[units]).double(), (ids,))
+                use_living(self.copies[node], self.copies[operand[0]], operand[1], name)
+
+    def reads_closed(self, reader: Reader) -> bool:
+        """Whether a contraction's weight, as it is, takes something from a unit that is closed and stays."""
+        stays = (self.plan.closed & ~self.plan.dead)[self.channels.units[reader.columns]]
+        return reader.weight is None or bool((reader.weight != 0).any(3).any(1)[stays].any())
 
     def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
         """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""

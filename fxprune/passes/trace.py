@@ -12,11 +12,13 @@ import copy
 import functools
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.overrides import TorchFunctionMode
@@ -25,6 +27,8 @@ from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, TracedModel, in_eval_mode
 from fxprune.passes.proxies import ValueProxy, find_proxies, is_accessor, record_torch_function, unwrap
 from fxprune.passes.source_lines import find_error, find_user_line
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
 
@@ -64,7 +68,7 @@ def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
     attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in root.modules()]
     tracer = ValueTracer(inputs)
     try:
-        with torch.random.fork_rng(devices=[]), TraceMode(tracer), recorded_factories(tracer):
+        with torch.random.fork_rng(devices=[]), written_out(), TraceMode(tracer), recorded_factories(tracer):
             graph = tracer.trace(root)
     except (TraceError, GuardViolated):
         raise
@@ -208,8 +212,9 @@ class ValueTracer(fx.Tracer):
         return self.create_proxy("call_module", name, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        return m.__module__.startswith("torch.nn.") and not isinstance(m, containers)
+        """Stop at the primitives of `torch.nn`; what holds other modules, as attention does, is looked into."""
+        parts = [name for name, _ in m.named_children() if name != "parametrizations"]
+        return m.__module__.startswith("torch.nn.") and not parts and not isinstance(m, CONTAINERS)
 
     def create_arg(self, a: Any) -> Any:
         kind = type(a)  # not isinstance: a proxy answers as its value does
@@ -288,6 +293,20 @@ class TraceMode(TorchFunctionMode):
             argument = enabled
         self.tracer.create_node("call_function", torch._C._set_grad_enabled, (argument,), {})
         torch._C._set_grad_enabled(enabled)
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Let attention arrive as its parts: without torch's fast paths, and without its hook for other tensor types."""
+    fastpath, has_hook = torch.backends.mha.get_fastpath_enabled(), F.has_torch_function
+    body = F.multi_head_attention_forward.__code__
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        F.has_torch_function = lambda args: sys._getframe(1).f_code is not body and has_hook(args)
+        yield
+    finally:
+        F.has_torch_function = has_hook
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")

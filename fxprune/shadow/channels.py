@@ -42,9 +42,20 @@ def channel_constant(t: ShadowTensor, dim: int, size: int) -> Constant:
     return Constant(torch.where(known, value.double(), 0.0), known)
 
 
-def pin_other(table: IdTable, ids: Ids, free: set[int], reason: str) -> None:
-    """Pin the ids that vary along any dimension but the free ones, or along two at once."""
-    for t in ids:
-        dims = set(varying(t))
-        if not dims <= free or len(dims) != 1:
-            table.pin(t, reason)
+def take_channels(table: IdTable, t: ShadowTensor, dim: int, free: set[int], reason: str) -> tuple[Tensor, Ids]:
+    """Split a tensor's ids into those along `dim`, [size], and the rest, which may vary along `free` only.
+
+    Ids that vary along `dim` and others are tied across the others; the channels are 0 where there are none.
+    """
+    channels: Tensor | None = None
+    rest = []
+    for ids in t.ids:
+        if dim not in varying(ids):
+            rest.append(ids)
+            continue
+        along = table.collapse(ids, {dim}, reason)
+        if along is not None and channels is not None:
+            table.unite(channels, along)
+        channels = along if channels is None else channels
+    flat = torch.zeros(t.size(dim), dtype=torch.int64) if channels is None else channels.reshape(-1)
+    return flat, table.collapse_all(tuple(rest), free, reason)

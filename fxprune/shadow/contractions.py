@@ -7,36 +7,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.shadow.channels import channel_constant, channel_ids, pin_other
-from fxprune.shadow.elements import pin_inputs
+from fxprune.shadow.channels import align, align_shape, channel_constant, channel_ids, take_channels
+from fxprune.shadow.elements import tie_operands
 from fxprune.shadow.ids import IdTable, Reader
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, varying
 
 aten = torch.ops.aten
+
+MIXES = "a matrix product mixes a dimension of channels"
+NO_CHANNELS = "a kernel has no channels along its height and width"
 
 
 def convolve(table: IdTable, call: Call) -> list[Ids]:
     """Follow every kind of convolution: groups lose the same index each, depthwise ones whole groups."""
     x, weight, bias = call.args[:3]
     transposed, groups = call.argument("transposed"), call.argument("groups")
-    pin_other(table, x.ids, {0, 1}, "convolution mixes a dimension of channels")
-    pin_other(table, weight.ids, {0, 1}, "a kernel has no channels along its height and width")
-    inputs = channel_ids(x.ids, 1, x.size(1)).view(groups, -1)
+    kernel_rows, kernel_columns = (1, 0) if transposed else (0, 1)
+    inputs, batch = take_channels(table, x, 1, {0}, "convolution mixes a dimension of channels")
+    rows, rest = take_channels(table, weight, kernel_rows, {kernel_columns}, NO_CHANNELS)
+    columns = channel_ids(rest, kernel_columns, weight.size(kernel_columns))
+    inputs = inputs.view(groups, -1)
     if transposed:
-        columns = channel_ids(weight.ids, 0, weight.size(0)).view(groups, -1)
-        rows = channel_ids(weight.ids, 1, weight.size(1)).repeat(groups).view(groups, -1)
+        columns, rows = columns.view(groups, -1), rows.repeat(groups).view(groups, -1)
         if groups > 1 and 1 in (columns.size(1), rows.size(1)):  # whole groups go, and with each its outputs
             table.pin(rows, "the outputs of a transposed convolution's group are removed as a whole")
             rows = columns[:, :1].expand_as(rows)
         kernel = weight.held.flatten(2).unflatten(0, (groups, -1)).transpose(1, 2)
     else:
-        columns = channel_ids(weight.ids, 1, weight.size(1)).expand(groups, -1)
-        rows = channel_ids(weight.ids, 0, weight.size(0)).view(groups, -1)
+        columns, rows = columns.expand(groups, -1), rows.view(groups, -1)
         kernel = weight.held.flatten(2).unflatten(0, (groups, -1))
     if groups > 1 and 1 in (inputs.size(1), rows.size(1)):
         table.unite(inputs, rows[:, :1])
         table.unite(rows, rows[:, :1])
-        note_weight(table, weight, 1 if transposed else 0)
+        note_weight(table, weight, kernel_rows)
         if inputs.size(1) > 1:
             table.pin(columns[0], "a group with one output is removed as a whole")
     else:
@@ -44,11 +47,10 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
         table.unite(columns, columns[:1])
         table.unite(rows, rows[:1])
         constant = channel_constant(x, 1, inputs.numel())
-        add_reader(table, weight, inputs, rows, kernel, constant, 0 if transposed else 1, mixes_border(call))
+        add_reader(table, weight, inputs, rows, kernel, constant, kernel_columns, mixes_border(call))
     output = rows.reshape(-1)
     if isinstance(bias, ShadowTensor):
         table.unite(output, channel_ids(bias.ids, 0, bias.size(0)))
-    batch = [t for t in x.ids if varying(t) == [0]]
     return [(output.view([1, -1] + [1] * (x.dim() - 2)), *batch)]
 
 
@@ -65,37 +67,77 @@ def convolve_constants(call: Call) -> list[Constant | None]:
     return [contract_constant(kernel, value, known, bias, x.dim() - 2)]
 
 
-def multiply_matrices(table: IdTable, call: Call) -> list[Ids]:
-    """Follow mm and addmm, activation times weight; two activations, or a weight at the left, pin."""
-    bias = call.args[0] if call.op.overloadpacket is aten.addmm else None
+def multiply(table: IdTable, call: Call) -> list[Ids]:
+    """Follow mm, bmm and their kin with a bias; either factor may be a weight, or neither."""
     a, b = call.args[-2:]
-    if a.is_real or not b.is_real:
-        return pin_inputs(table, call)
-    inputs, columns = channel_ids(a.ids, 1, a.size(1)), channel_ids(b.ids, 0, b.size(0))
-    rows = channel_ids(b.ids, 1, b.size(1))
-    pin_other(table, a.ids, {0, 1}, "a matrix product mixes a dimension of channels")
-    table.unite(inputs, columns)
-    kernel = b.held.t()[None, :, :, None]
-    constant = channel_constant(a, 1, a.size(1))
-    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b, columns), False)
-    if isinstance(bias, ShadowTensor):
-        table.unite(rows, channel_ids(bias.ids, bias.dim() - 1, bias.size(-1)))
-    return [(rows.view(1, -1), *[t for t in a.ids if varying(t) == [0]])]
+    out = multiply_weight(table, a, b) or multiply_activations(table, a, b)
+    if len(call.args) < 3:
+        return [out]
+    bias, rank = call.args[0], call.outputs[0].dim()
+    operands = [
+        ([align(t, rank) for t in bias.ids], align_shape(bias.shape, rank)),
+        (list(out), list(call.outputs[0].shape)),
+    ]
+    return [tie_operands(table, operands, call.op.overloadpacket.__name__)]
 
 
-def multiply_batches(table: IdTable, call: Call) -> list[Ids]:
-    """Follow bmm where the same weight is repeated over the batch, as `linear` does it for some memory layouts."""
-    a, b = call.args
-    if a.is_real or not b.is_real or b.held.stride(0) != 0:
-        return pin_inputs(table, call)
-    inputs, columns = channel_ids(a.ids, 2, a.size(2)), channel_ids(b.ids, 1, b.size(1))
-    rows = channel_ids(b.ids, 2, b.size(2))
-    pin_other(table, a.ids, {1, 2}, "a matrix product mixes a dimension of channels")
+def multiply_weight(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Ids | None:
+    """Follow a product of an activation with one matrix of weights, at the right or at the left; None for others."""
+    if a.is_real == b.is_real:
+        return None
+    weight, x = (b, a) if b.is_real else (a, b)
+    rank = a.dim()
+    if rank == 3 and weight.size(0) > 1 and weight.held.stride(0) != 0:
+        return None  # a matrix for each element of the batch
+    last, before = rank - 1, rank - 2
+    contracted, free = (last, before) if b.is_real else (before, last)  # of the activation; of the weight, the other
+    batch = set(range(rank - 2))
+    inputs, rest = take_channels(table, x, contracted, {free, *batch}, MIXES)
+    rows, kept = take_channels(table, weight, contracted, {free}, MIXES)
+    columns = channel_ids(kept, free, weight.size(free))
     table.unite(inputs, columns)
-    constant = channel_constant(a, 2, a.size(2))
-    kernel = b.held[0].t()[None, :, :, None]
-    add_reader(table, b, inputs[None], rows[None], kernel, constant, contracted_dim(b, columns), False)
-    return [(rows.view(1, 1, -1), *[t for t in a.ids if varying(t) == [1]])]
+    matrix = weight.held if rank == 2 else weight.held[0]
+    kernel = (matrix.t() if b.is_real else matrix)[None, :, :, None]
+    constant = channel_constant(x, contracted, x.size(contracted))
+    add_reader(table, weight, inputs[None], rows[None], kernel, constant, contracted_dim(weight, columns), False)
+    shape = [1] * rank
+    shape[contracted] = -1
+    return (rows.view(shape), *rest)
+
+
+def multiply_activations(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Ids:
+    """Follow a product in which both factors are made of the input, or hold a matrix for each element of a batch.
+
+    The elements of the batch are heads. Where heads meet inner channels that are summed away, whole heads
+    may go (each factor loses the same), or else the same inner channel of every head.
+    """
+    rank = a.dim()
+    last, before = rank - 1, rank - 2
+    heads = rank == 3 and has_channels(a.ids, 0) and has_channels(b.ids, 0)
+    inner = has_channels(a.ids, last) and has_channels(b.ids, before)
+    if heads and any(0 in varying(t) and len(varying(t)) > 1 for t in a.ids + b.ids):
+        heads, inner = table.whole_heads, inner and not table.whole_heads
+    found: dict[str, list[Tensor]] = {"heads": [], "inner": [], "free": []}
+    for factor, free, contracted in ((a, before, last), (b, last, before)):
+        for t in factor.ids:
+            use_heads = heads and 0 in varying(t)
+            kept = table.collapse(t, {0} if use_heads else {free, contracted} if inner else {free}, MIXES)
+            if kept is None:
+                continue
+            kind = "heads" if use_heads else "inner" if contracted in varying(kept) else "free"
+            found[kind].append(kept.reshape(-1) if kind == "inner" else kept)
+    for t in found["heads"][1:]:
+        table.unite(t, found["heads"][0])
+    for t in found["inner"][1:]:
+        table.unite(t, found["inner"][0])
+    for t in found["inner"][:1]:
+        table.mix(t, "a product of two activations sums over channels")
+    return (*found["heads"][:1], *found["free"])
+
+
+def has_channels(ids: Ids, dim: int) -> bool:
+    """Whether some ids vary along a dimension."""
+    return any(dim in varying(t) for t in ids)
 
 
 def multiply_constants(call: Call) -> list[Constant | None]:
@@ -110,8 +152,7 @@ def multiply_constants(call: Call) -> list[Constant | None]:
 def look_up(table: IdTable, call: Call) -> list[Ids]:
     """Follow an embedding: its columns are channels, its rows are the vocabulary."""
     weight = call.args[0]
-    pin_other(table, weight.ids, {1}, "an embedding's rows are chosen by its input")
-    columns = channel_ids(weight.ids, 1, weight.size(1))
+    columns, _ = take_channels(table, weight, 1, set(), "an embedding's rows are chosen by its input")
     return [(columns.view([1] * (call.outputs[0].dim() - 1) + [-1]),)]
 
 

@@ -20,16 +20,13 @@ def tie_elements(table: IdTable, call: Call) -> list[Ids]:
 
 def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]], name: str) -> Ids:
     """Unite the ids of aligned operands, (ids, shape) each, and return those of the result."""
+    operands = [(keep_shared(table, operands, i, name), shape) for i, (_, shape) in enumerate(operands)]
     result: list[Tensor] = []
     for i, (ids, _) in enumerate(operands):
         for t in ids:
             dims = set(varying(t))
             if not dims and len(operands) > 1:
                 table.pin(t, f"{name} broadcasts one channel over several")
-            for other_ids, other_shape in operands[:i] + operands[i + 1 :]:
-                covered = {d for o in other_ids for d in varying(o)}
-                if any(other_shape[d] > 1 and d not in covered for d in dims):
-                    table.pin(t, f"{name} combines channels with a dimension that has none")
             for o in [o for other_ids, _ in operands[:i] for o in other_ids]:
                 if dims & set(varying(o)):
                     table.unite(t, o)
@@ -37,6 +34,22 @@ def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]],
                 result.append(t)
     table.make_rectangular(tuple(result))
     return tuple(result)
+
+
+def keep_shared(table: IdTable, operands: list[tuple[list[Tensor], list[int]]], index: int, name: str) -> list[Tensor]:
+    """Give the ids of one operand, tied across each dimension along which another one has size but no channels."""
+    bare = {
+        d
+        for j, (ids, shape) in enumerate(operands)
+        for d, size in enumerate(shape)
+        if j != index and size > 1 and not any(t.size(d) > 1 for t in ids)
+    }
+    kept = []
+    for t in operands[index][0]:
+        free = set(varying(t)) - bare
+        whole = table.collapse(t, free, f"{name} combines channels with a dimension that has none")
+        kept += [] if whole is None else [whole]
+    return kept
 
 
 def compute_elements(call: Call) -> list[Constant | None]:

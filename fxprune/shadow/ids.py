@@ -6,6 +6,7 @@ Id 0 means "not a channel": what is united with it is pinned. A *unit* is one cl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,8 +47,8 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """One normalisation over channels, whose statistics count every channel."""
+class Mix:
+    """One op that counts every channel alike, with no weight that could ignore one: a norm, a mean, q k^T."""
 
     node: fx.Node
     ids: Tensor  # [channels]
@@ -62,9 +63,12 @@ class IdTable:
     pins: dict[Pin, list[Tensor]] = field(default_factory=dict)
     rectangles: list[Tensor] = field(default_factory=list)  # ids that vary along several dimensions where computed
     readers: list[Reader] = field(default_factory=list)
-    norms: list[Norm] = field(default_factory=list)
+    mixes: list[Mix] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)  # weights of contractions that something else uses, too
     weights: dict[str, int] = field(default_factory=dict)  # weights of contractions, and the dimension of their rows
     node: fx.Node | None = None  # the node of the graph that is running
+    can_live: Callable[[fx.Node], bool] = lambda node: False  # whether a node can leave closed channels out
+    whole_heads: bool = True  # where heads meet their inner channels: whole heads go, or the same channel of each
 
     def fresh(self, shape: torch.Size | tuple[int, ...]) -> Ids:
         """Hand out one id for each index of each dimension longer than 1."""
@@ -93,6 +97,34 @@ class IdTable:
             where = self.node.meta.get("where", self.node.name) if self.node is not None else "the model"
             self.pins.setdefault(Pin(reason, where), []).append(t.reshape(-1))
             self.unite(t, torch.tensor(PINNED))
+
+    def collapse(self, ids: Tensor, dims: set[int], reason: str) -> Tensor | None:
+        """Tie ids that differ only along other dimensions than `dims`; give what is left, None if that is pinned."""
+        kept = ids
+        for d in set(varying(ids)) - dims:
+            kept = kept.narrow(d, 0, 1)
+        if kept is ids:
+            return ids
+        if kept.numel() == 1:
+            self.pin(ids, reason)
+            return None
+        self.unite(ids, kept)
+        return kept
+
+    def collapse_all(self, ids: Ids, dims: set[int], reason: str) -> Ids:
+        """Collapse each of a tensor's ids to `dims`."""
+        kept = [self.collapse(t, dims, reason) for t in ids if varying(t)]
+        return tuple(t for t in kept if t is not None)
+
+    def mix(self, ids: Tensor, reason: str) -> None:
+        """Note that the running node counts these channels alike; pin them where it cannot leave any out."""
+        assert self.node is not None
+        if bool((ids == PINNED).all()):
+            return
+        if self.can_live(self.node):
+            self.mixes.append(Mix(self.node, ids))
+        else:
+            self.pin(ids, reason)
 
     def make_rectangular(self, ids: Ids) -> None:
         """Note ids that vary along several dimensions of one computed tensor: all but one must be tied."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxprune.shadow.channels import align, channel_ids, pin_other
+from fxprune.shadow.channels import align, channel_ids, take_channels
 from fxprune.shadow.elements import pin_inputs, unknown
-from fxprune.shadow.ids import IdTable, Norm
+from fxprune.shadow.ids import IdTable
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, constant_of, varying
 
 aten = torch.ops.aten
@@ -17,8 +17,8 @@ def pool(table: IdTable, call: Call) -> list[Ids]:
     """Keep the ids of batch and channels; those along the pooled dimensions are pinned."""
     x = call.tensors[0]
     free = {d for d in range(x.dim()) if d < x.dim() - spatial_rank(call)}
-    pin_other(table, x.ids, free, f"{call.op.overloadpacket.__name__} mixes a dimension of channels")
-    return [tuple(t for t in x.ids if set(varying(t)) <= free)] * len(call.outputs)
+    kept = table.collapse_all(x.ids, free, f"{call.op.overloadpacket.__name__} mixes a dimension of channels")
+    return [kept] * len(call.outputs)
 
 
 def pool_constants(call: Call) -> list[Constant | None]:
@@ -36,10 +36,9 @@ def pool_constants(call: Call) -> list[Constant | None]:
 def normalise_batch(table: IdTable, call: Call) -> list[Ids]:
     """Tie scale, shift and running statistics to the channel."""
     x = call.args[0]
-    channels = channel_ids(x.ids, 1, x.size(1))
+    channels, _ = take_channels(table, x, 1, set(), "batch norm mixes a dimension of channels")
     for t in call.tensors[1:]:
         table.unite(channels, channel_ids(t.ids, 0, t.size(0)))
-    pin_other(table, x.ids, {1}, "batch norm mixes a dimension of channels")
     return [(channels.view([1, -1] + [1] * (x.dim() - 2)),)] + [()] * (len(call.outputs) - 1)
 
 
@@ -68,20 +67,48 @@ def normalise_layer(table: IdTable, call: Call) -> list[Ids]:
     last = x.dim() - 1
     if len(shape) > 1:
         return pin_inputs(table, call)
+    free = set(range(last))
+    rest = table.collapse_all(tuple(t for t in x.ids if varying(t) != [last]), free, "a norm over its inner channels")
     channels = channel_ids(x.ids, last, x.size(last))
     for t in call.tensors[1:]:
         table.unite(channels, channel_ids(t.ids, 0, t.size(0)))
-    assert table.node is not None
-    table.norms.append(Norm(table.node, channels))
-    return [x.ids] + [()] * (len(call.outputs) - 1)
+    table.mix(channels, "a norm over channels")
+    return [(*(t for t in x.ids if varying(t) == [last]), *rest)] + [()] * (len(call.outputs) - 1)
+
+
+def normalise_groups(table: IdTable, call: Call) -> list[Ids]:
+    """Tie scale and shift to the channels, and of these whole groups or the same one of each, whichever is finer.
+
+    A group that goes leaves the others' statistics alone; one channel of each group less changes all.
+    """
+    x, groups = call.args[0], call.argument("group")
+    channels, rest = take_channels(table, x, 1, {0}, "group norm mixes a dimension of channels")
+    for t in (call.argument("weight"), call.argument("bias")):
+        if isinstance(t, ShadowTensor):
+            table.unite(channels, channel_ids(t.ids, 0, t.size(0)))
+    grouped = channels.view(groups, -1)
+    if groups >= grouped.size(1):
+        table.unite(grouped, grouped[:, :1])
+    else:
+        table.unite(grouped, grouped[:1])
+        table.mix(channels, "a norm over channels")
+    return [(channels.view([1, -1] + [1] * (x.dim() - 2)), *rest)] + [()] * (len(call.outputs) - 1)
 
 
 def reduce(table: IdTable, call: Call) -> list[Ids]:
-    """Keep the ids of the dimensions that stay; those of a reduced one are pinned."""
+    """Keep the ids of the dimensions that stay; that a reduced one counts all its channels is noted."""
     x = call.tensors[0]
     dims = reduced_dims(call)
-    pin_other(table, x.ids, set(range(x.dim())) - dims, f"{call.op.overloadpacket.__name__} reduces over channels")
-    kept = [t for t in x.ids if not dims & set(varying(t))]
+    name = call.op.overloadpacket.__name__
+    kept = []
+    for t in x.ids:
+        over = dims & set(varying(t))
+        if over == set(varying(t)) and over:
+            along = table.collapse(t, {min(over)}, f"{name} reduces over channels")
+            if along is not None:
+                table.mix(along.reshape(-1), f"{name} reduces over channels")
+        else:
+            kept += table.collapse_all((t,), set(range(x.dim())) - dims, f"{name} reduces over channels")
     if call.outputs[0].dim() < x.dim():
         kept = [align(t, x.dim()).squeeze(sorted(dims)) for t in kept]
     return [tuple(kept)] * len(call.outputs)
@@ -106,8 +133,35 @@ def scan(table: IdTable, call: Call) -> list[Ids]:
     """Follow softmax, cumsum, sort and their kin: the shape stays, ids along the dimension are pinned."""
     x = call.tensors[0]
     dims = reduced_dims(call)
-    pin_other(table, x.ids, set(range(x.dim())) - dims, f"{call.op.overloadpacket.__name__} runs over channels")
-    return [tuple(t for t in x.ids if not dims & set(varying(t)))] * len(call.outputs)
+    kept = table.collapse_all(
+        x.ids, set(range(x.dim())) - dims, f"{call.op.overloadpacket.__name__} runs over channels"
+    )
+    return [kept] * len(call.outputs)
+
+
+def gather_patches(table: IdTable, call: Call) -> list[Ids]:
+    """Follow im2col: each channel becomes as many as the kernel has positions."""
+    x = call.tensors[0]
+    channels, batch = take_channels(table, x, x.dim() - 3, set(range(x.dim() - 3)), "im2col mixes channels")
+    out = call.outputs[0]
+    repeated = channels.repeat_interleave(out.size(-2) // x.size(-3))
+    return [(repeated.view(-1, 1), *[t.squeeze(-1) for t in batch])]
+
+
+def add_patches(table: IdTable, call: Call) -> list[Ids]:
+    """Follow col2im: the positions of a kernel are added into one channel."""
+    x, out = call.tensors[0], call.outputs[0]
+    channels, batch = take_channels(table, x, x.dim() - 2, set(range(x.dim() - 2)), "col2im mixes channels")
+    grouped = channels.view(out.size(-3), -1)
+    table.unite(grouped, grouped[:, :1])
+    return [(grouped[:, :1, None], *[t.unsqueeze(-1) for t in batch])]
+
+
+def sample_grid(table: IdTable, call: Call) -> list[Ids]:
+    """Keep the ids of batch and channels; where to sample is no matter of channels."""
+    x, grid = call.tensors[:2]
+    table.pin(grid.ids, "a grid to sample at")
+    return [table.collapse_all(x.ids, {0, 1}, "grid_sample mixes a dimension of channels")]
 
 
 def spatial_rank(call: Call) -> int:

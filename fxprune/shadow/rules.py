@@ -16,9 +16,8 @@ from fxprune.shadow.contractions import (
     convolve,
     convolve_constants,
     look_up,
-    multiply_batches,
+    multiply,
     multiply_constants,
-    multiply_matrices,
 )
 from fxprune.shadow.elements import (
     compute_elements,
@@ -35,13 +34,17 @@ from fxprune.shadow.elements import (
 from fxprune.shadow.ids import IdTable
 from fxprune.shadow.moves import concatenate, concatenate_constants, move_constants, move_ids, pad_constants, pad_ids
 from fxprune.shadow.reductions import (
+    add_patches,
+    gather_patches,
     normalise_batch,
     normalise_batch_constants,
+    normalise_groups,
     normalise_layer,
     pool,
     pool_constants,
     reduce,
     reduce_constants,
+    sample_grid,
     scan,
 )
 from fxprune.shadow.tensor import Call, Constant, Ids
@@ -83,8 +86,8 @@ UNKNOWN = Rule(pin_inputs, unknown)
 
 FAMILIES: list[tuple[Rule, str]] = [
     (Rule(convolve, convolve_constants), "convolution _convolution"),
-    (Rule(multiply_matrices, multiply_constants), "mm addmm"),
-    (Rule(multiply_batches, unknown), "bmm"),
+    (Rule(multiply, multiply_constants), "mm addmm"),
+    (Rule(multiply, unknown), "bmm baddbmm"),
     (Rule(keep_first, keep_constant, moves=True), "clone contiguous detach alias lift_fresh lift _to_copy to"),
     (MOVE, "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind"),
     (MOVE, "squeeze unsqueeze flip roll index index_select pixel_shuffle pixel_unshuffle channel_shuffle repeat"),
@@ -104,10 +107,14 @@ FAMILIES: list[tuple[Rule, str]] = [
     (POOL, "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
     (REDUCE, "mean sum amax amin var var_mean std std_mean prod any all norm linalg_vector_norm logsumexp max min"),
     (REDUCE, "argmax argmin nansum median"),
-    (SCAN, "_softmax _log_softmax softmax log_softmax cumsum cumprod sort topk logcumsumexp"),
+    (SCAN, "_softmax _log_softmax _safe_softmax softmax log_softmax cumsum cumprod sort topk logcumsumexp"),
     (BATCH_NORM, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm"),
     (BATCH_NORM, "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update _batch_norm_no_update"),
     (Rule(normalise_layer, unknown), "native_layer_norm"),
+    (Rule(normalise_groups, unknown), "native_group_norm"),
+    (Rule(gather_patches, unknown), "im2col"),
+    (Rule(add_patches, unknown), "col2im"),
+    (Rule(sample_grid, unknown), "grid_sampler_2d grid_sampler_3d"),
     (Rule(look_up, unknown), "embedding"),
 ]
 

@@ -1,0 +1,169 @@
+"""What an op that counts every channel alike computes while channels are being pruned: the same, over the open ones.
+
+A norm, a mean over channels, a product q k^T has no weight whose column could be closed. Its living form
+takes a buffer `is_open`, [channels], 1 where a channel is open: what it gives for the open channels is what
+the op itself gives once the closed ones are gone. With all channels open it is the op itself.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+
+def can_live(node: fx.Node) -> bool:
+    """Whether a node has a living form: not where it also gives the places of what it finds."""
+    if node.op == "call_module" or node.target not in {*MUTED, *LIVING}:
+        return False
+    if node.target in (torch.max, "max"):
+        return all(user.target in (operator.getitem, getattr) and user.args[1] in (0, "values") for user in node.users)
+    return True
+
+
+def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str) -> None:
+    """Let a node of a graph leave out the channels along `dim` of its input `x` that the buffer `is_open` closes."""
+    with node.graph.inserting_before(node):
+        mask = node.graph.get_attr(is_open)
+        if node.target in MUTED:
+            muted = node.graph.call_function(mute, (x, mask, dim))
+            muted.meta = dict(node.meta)
+            node.replace_input_with(x, muted)
+            return
+    node.args = (x, mask, dim, *node.args[1:])
+    node.op, node.target = "call_function", LIVING[node.target]
+
+
+def mute(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
+    """Set the closed channels along `dim` to zero; the gradient passes as if they were open."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return x + (x * (is_open.to(x.dtype) - 1).view(shape)).detach()
+
+
+def living_mean(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Give `torch.mean(x, ...)` over the open channels only."""
+    is_open = is_open.to(x.dtype)
+    share = is_open.numel() / is_open.sum().clamp(min=1)
+    return torch.mean(mute(x, is_open, channel_dim), *args, **kwargs) * share
+
+
+def living_max(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Any:
+    """Give `torch.max(x, ...)` over the open channels only."""
+    return torch.max(hide(x, is_open, channel_dim), *args, **kwargs)
+
+
+def living_amax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Give `torch.amax(x, ...)` over the open channels only."""
+    return torch.amax(hide(x, is_open, channel_dim), *args, **kwargs)
+
+
+def hide(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
+    """Set the closed channels to minus infinity, which no maximum finds."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return x.masked_fill((is_open == 0).view(shape), -torch.inf)
+
+
+def living_var(
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: Any = None, unbiased: bool = True, keepdim: bool = False,
+    *, correction: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Give `torch.var(x, dim, ...)` over the open channels only: sum of (x - mean)^2 * open, over n - correction."""
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
+    dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    share = is_open.numel() / is_open.to(x.dtype).sum().clamp(min=1)
+    mean = living_mean(x, is_open, channel_dim, dims, keepdim=True)
+    squares = mute((x - mean).square(), is_open, channel_dim).sum(dims, keepdim=keepdim)
+    count = torch.Size([x.size(d) for d in dims]).numel() / share
+    return squares / (count - (float(unbiased) if correction is None else correction))
+
+
+def living_std(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Give `torch.std(x, ...)` over the open channels only."""
+    return living_var(x, is_open, channel_dim, *args, **kwargs).sqrt()
+
+
+def living_var_mean(
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: Any = None, unbiased: bool = True, keepdim: bool = False,
+    *, correction: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Give `torch.var_mean(x, dim, ...)` over the open channels only."""
+    dims = list(range(x.dim())) if dim is None else dim
+    variance = living_var(x, is_open, channel_dim, dim, unbiased, keepdim, correction=correction)
+    return variance, living_mean(x, is_open, channel_dim, dims, keepdim=keepdim)
+
+
+def living_layer_norm(
+    x: Tensor, is_open: Tensor, channel_dim: int, normalized_shape: Any,
+    weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalise `x`, [..., channels], over the open channels.
+
+        mean = sum(x * open) / n,   var = sum((x - mean)^2 * open) / n,   n = sum(open)
+
+    What the closed channels give is finite and read by nobody.
+    """
+    is_open = is_open.to(x.dtype)
+    count = is_open.sum().clamp(min=1)
+    mean = (x * is_open).sum(-1, keepdim=True) / count
+    centred = x - mean
+    variance = (centred.square() * is_open).sum(-1, keepdim=True) / count
+    return scale_and_shift(centred * torch.rsqrt(variance + eps), weight, bias)
+
+
+def living_rms_norm(
+    x: Tensor, is_open: Tensor, channel_dim: int, normalized_shape: Any,
+    weight: Tensor | None = None, eps: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Divide `x`, [..., channels], by the root of the mean square of its open channels."""
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    mean = living_mean(x.square(), is_open, channel_dim, -1, keepdim=True)
+    return scale_and_shift(x * torch.rsqrt(mean + eps), weight, None)
+
+
+def living_group_norm(
+    x: Tensor, is_open: Tensor, channel_dim: int, num_groups: int,
+    weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalise `x`, [batch, channels, ...], in groups of channels, each over its open ones."""
+    mask = is_open.to(x.dtype).view(1, num_groups, -1, 1)
+    grouped = x.reshape(x.size(0), num_groups, mask.size(2), -1)
+    count = (mask.sum(2, keepdim=True) * grouped.size(3)).clamp(min=1)
+    centred = grouped - (grouped * mask).sum((2, 3), keepdim=True) / count
+    variance = (centred.square() * mask).sum((2, 3), keepdim=True) / count
+    normal = (centred * torch.rsqrt(variance + eps)).view(x.shape)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    return scale_and_shift(normal, *(None if t is None else t.view(shape) for t in (weight, bias)))
+
+
+def scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+LIVING: dict[Any, Callable[..., Any]] = {
+    torch.mean: living_mean, "mean": living_mean,
+    torch.max: living_max, "max": living_max,
+    torch.amax: living_amax, "amax": living_amax,
+    torch.var: living_var, "var": living_var,
+    torch.std: living_std, "std": living_std,
+    torch.var_mean: living_var_mean,
+    F.layer_norm: living_layer_norm,
+    F.group_norm: living_group_norm,
+    F.rms_norm: living_rms_norm,
+}  # fmt: skip
+"""Ops whose result depends on how many channels there are, and what computes it of the open ones."""
+
+MUTED: set[Any] = {
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.matmul, operator.matmul, "matmul", "__matmul__", torch.mm, "mm", torch.bmm, "bmm", torch.einsum,
+    F.scaled_dot_product_attention, torch.baddbmm, torch.addmm,
+    torch.sum, "sum", torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm, F.normalize,
+}  # fmt: skip
+"""Ops to which a channel of zeros is the same as none."""
