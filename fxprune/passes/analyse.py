@@ -57,6 +57,7 @@ class Channels:
     mixes: list[Mix]
     used: set[str]  # weights of contractions that something else uses, too
     pins: dict[Pin, Tensor]
+    ties: list[tuple[fx.Node | None, Tensor]]  # what united ids: the node, and the ids at both ends, [2, n]
 
     def units_along(self, name: str, dim: int) -> Tensor:
         """The unit of each index of a parameter's dimension, [size]."""
@@ -116,6 +117,7 @@ def analyse(model: TracedModel, inputs: Inputs, constants: bool = True, whole_he
         table.mixes,
         table.used,
         pins,
+        list(zip(table.tied_by, table.edges, strict=True)),
     )
 
 

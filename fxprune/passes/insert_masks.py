@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import TargetError
-from fxprune.masks import Masks
+from fxprune.masks import Masks, UnitMask
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
@@ -60,7 +60,8 @@ def insert_unit_masks(
         )
     masks = Masks(method, target, "channel", units=count, slices=list(find_slices(model, channels, numbers)))
     maskable = find_maskable(model, channels)
-    masked, muted = {}, []
+    masked: dict[str, UnitMask] = {}
+    muted: list[tuple[fx.Node, fx.Node, int, str]] = []  # node, its input, the dimension there, which are open
     for reader in channels.readers:
         if reader.source in maskable and reader.source not in masked:
             columns = reader.columns[0] if reader.dim == 1 else reader.columns.reshape(-1)  # transposed: all groups
@@ -76,8 +77,8 @@ def insert_unit_masks(
             muted.append((node, *operand, f"fxprune.alive.{key_of(name)}.open"))
     prepared = PreparedModel(model, masks, count_pinned(channels))
     alike = model.graphs.pair_nodes(prepared.graphs)
-    for node, operand, dim, is_open in muted:
-        use_living(alike[node], alike[operand], dim, is_open)
+    for node, x, dim, is_open in muted:
+        use_living(alike[node], alike[x], dim, is_open)
     for graph in prepared.graphs:
         for name in masked:
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")

@@ -298,14 +298,14 @@ class TraceMode(TorchFunctionMode):
 @contextmanager
 def written_out() -> Iterator[None]:
     """Let attention arrive as its parts: without torch's fast paths, and without its hook for other tensor types."""
-    fastpath, has_hook = torch.backends.mha.get_fastpath_enabled(), F.has_torch_function
+    fastpath, has_hook = torch.backends.mha.get_fastpath_enabled(), vars(F)["has_torch_function"]
     body = F.multi_head_attention_forward.__code__
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        F.has_torch_function = lambda args: sys._getframe(1).f_code is not body and has_hook(args)
+        vars(F)["has_torch_function"] = lambda args: sys._getframe(1).f_code is not body and has_hook(args)
         yield
     finally:
-        F.has_torch_function = has_hook
+        vars(F)["has_torch_function"] = has_hook
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 

@@ -60,6 +60,7 @@ class IdTable:
 
     count: int = 1
     edges: list[Tensor] = field(default_factory=list)  # [2, n] each
+    tied_by: list[fx.Node | None] = field(default_factory=list)  # the node that united each of them
     pins: dict[Pin, list[Tensor]] = field(default_factory=dict)
     rectangles: list[Tensor] = field(default_factory=list)  # ids that vary along several dimensions where computed
     readers: list[Reader] = field(default_factory=list)
@@ -90,6 +91,7 @@ class IdTable:
         shape = torch.broadcast_shapes(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
         self.edges.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
+        self.tied_by.append(self.node)
 
     def pin(self, ids: Tensor | Ids, reason: str) -> None:
         """Unite ids with "not a channel"."""

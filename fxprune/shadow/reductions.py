@@ -100,7 +100,7 @@ def reduce(table: IdTable, call: Call) -> list[Ids]:
     x = call.tensors[0]
     dims = reduced_dims(call)
     name = call.op.overloadpacket.__name__
-    kept = []
+    kept: list[Tensor] = []
     for t in x.ids:
         over = dims & set(varying(t))
         if over == set(varying(t)) and over:
