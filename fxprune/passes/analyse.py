@@ -135,6 +135,7 @@ class ShadowRun:
         self.model, self.table, self.constants = model, table, constants
         self.mode = ShadowMode(self.follow, table.fresh)
         self.parameters: dict[str, Shadow] = {}
+        self.computed: dict[str, Tensor] = {}  # what each name stands for
         self.moves: set[fx.Node] = set()
         self.elementwise: set[fx.Node] = set()
         self.widths: set[fx.Node] = set()
@@ -250,12 +251,22 @@ class ShadowRun:
             return args[0]
         if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
             return self.run_opaque(self.model.get_submodule(str(node.target)), args, kwargs)
+        if node.op == "get_attr":
+            return self.find_shadow(str(node.target))
         with self.mode:  # only here: the rules' own tensors are ordinary ones
             result = run_code(node, args, kwargs, self.model)
-        if isinstance(result, Tensor):
-            result = self.mode.wrap(result)
-            result.source = str(node.target) if node.op == "get_attr" else result.source
-        return result
+        return self.mode.wrap(result) if isinstance(result, Tensor) else result
+
+    def find_shadow(self, name: str) -> ShadowTensor:
+        """The shadow of a parameter; what a parametrization computes is a parameter of its own."""
+        if name not in self.computed:
+            tensor = find_tensor(self.model, name)
+            if id(tensor) not in self.mode.memo:
+                self.add_parameter(name, tensor)
+            self.computed[name] = tensor
+        shadow = self.mode.wrap(self.computed[name])
+        shadow.source = name
+        return shadow
 
     def run_opaque(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module that hides several layers for its shapes alone, and pin what it reads."""

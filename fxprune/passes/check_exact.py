@@ -121,7 +121,7 @@ def find_first_difference(
         shadow = channels.values[0][node]
         if not isinstance(shadow, Shadow) or node.name not in actual or node.name in living:
             continue
-        wanted, got = cut(expected[node.name], plan.alive_along(channels, shadow)), actual[node.name]
+        wanted, got = cut(expected[node.name], plan.alive_along(channels, shadow)).double(), actual[node.name].double()
         if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):
             return f"{node.name} ({node.meta.get('where', 'no line known')})"
     return "the output alone"

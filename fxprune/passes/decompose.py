@@ -6,13 +6,21 @@ stand between the two and literals lie open; the modules stay where they are and
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.model import TracedModel
+
+
+def normalise_instances(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise each channel of each image, without statistics to keep."""
+    return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+
 
 _OPTIONS = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
@@ -26,8 +34,25 @@ LAYERS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
     nn.ConvTranspose3d: (F.conv_transpose3d, _TRANSPOSED),
     nn.Linear: (F.linear, ()),
     nn.LayerNorm: (F.layer_norm, ("eps",)),
+    nn.GroupNorm: (F.group_norm, ("eps",)),
+    nn.RMSNorm: (F.rms_norm, ("eps",)),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), (normalise_instances, ("eps",))),
 }
 """Layer types, the function that computes each from (input, weight, bias), and its options in order."""
+
+NORMALISED: dict[type[nn.Module], str] = {
+    nn.LayerNorm: "normalized_shape", nn.RMSNorm: "normalized_shape", nn.GroupNorm: "num_groups",
+}  # fmt: skip
+"""What the functions of norms take between the input and the weight."""
+
+
+EXPANDS = ("expand", "expand_as")
+
+JOINING = (
+    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div,
+    "add", "sub", "mul", "div",
+)  # fmt: skip
+"""Functions and methods of two operands that broadcast."""
 
 
 def decompose(model: TracedModel) -> None:
@@ -37,14 +62,40 @@ def decompose(model: TracedModel) -> None:
         for node in list(graph.nodes):
             if node.op == "call_module":
                 open_layer(graph, node, model.get_submodule(node.target), names)
+            elif node.target is F.normalize:
+                divide_by_norm(graph, node)
+            elif node.target in EXPANDS and node.users and all(broadcasts(user, node) for user in node.users):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
         graph.lint()
     model.set_graphs(model.graphs)
+
+
+def divide_by_norm(graph: fx.Graph, node: fx.Node) -> None:
+    """Write out F.normalize, which would repeat the norm to the full size: x / max(|x|_p, eps)."""
+    given = {"p": 2.0, "dim": 1, "eps": 1e-12} | dict(zip(("input", "p", "dim", "eps"), node.args, strict=False))
+    given |= node.kwargs
+    with graph.inserting_before(node):
+        norm = graph.call_function(torch.linalg.vector_norm, (given["input"], given["p"], given["dim"], True))
+        least = graph.call_function(torch.clamp_min, (norm, given["eps"]))
+    for each in (norm, least):
+        each.meta = dict(node.meta)
+    node.target, node.args, node.kwargs = torch.div, (given["input"], least), {}
+
+
+def broadcasts(user: fx.Node, expanded: fx.Node) -> bool:
+    """Whether a node joins a tensor position by position to one that has the full shape already."""
+    others = [n for n in user.all_input_nodes if n is not expanded]
+    shapes = [n.meta.get("shape") for n in others if n.op != "get_attr"]
+    return user.target in JOINING and expanded.meta.get("shape") is not None and expanded.meta["shape"] in shapes
 
 
 def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str]) -> None:
     """Replace a call of a layer by a call of its function, under the same name."""
     layer = find_layer(module)
     if layer is None or has_hooks(module) or len(node.args) != 1 or node.kwargs:
+        return
+    if getattr(module, "track_running_stats", False):
         return
     function, option_names = LAYERS[layer]
     options = [getattr(module, name) for name in option_names]
@@ -55,9 +106,10 @@ def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str
             x = graph.call_function(F.pad, (x, padding), {"mode": module.padding_mode})
             x.meta = dict(node.meta)
             options[1] = (0,) * len(module.padding)
-        weight, bias = (get_parameter(graph, node, module, name, names) for name in ("weight", "bias"))
-        shape = (tuple(module.normalized_shape),) if layer is nn.LayerNorm else ()
-        opened = graph.call_function(function, (x, *shape, weight, bias, *options))
+        leaves = ("weight",) if layer is nn.RMSNorm else ("weight", "bias")
+        parameters = [get_parameter(graph, node, module, name, names) for name in leaves]
+        extent = [getattr(module, NORMALISED[layer])] if layer in NORMALISED else []
+        opened = graph.call_function(function, (x, *extent, *parameters, *options))
     opened.meta = dict(node.meta)
     node.replace_all_uses_with(opened)
     name = node.name

@@ -21,6 +21,7 @@ from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.living import can_live, use_living
 from fxprune.shadow.ids import PINNED
+from fxprune.shadow.tensor import varying
 
 NOTHING = Shadow((), (), None)
 
@@ -88,7 +89,8 @@ def insert_unit_masks(
 
 def count_pinned(channels: Channels) -> dict[str, int]:
     """How many ids of weights each reason pins; kernels' heights and widths are no channels, and left out."""
-    rows = [t.reshape(-1) for name in channels.weights for t in channels.parameters.get(name, NOTHING).ids[:2]]
+    ids = [t for name in channels.weights for t in channels.parameters.get(name, NOTHING).ids]
+    rows = [t.reshape(-1) for t in ids if varying(t)[0] < 2]
     weights = torch.zeros(len(channels.units), dtype=torch.bool)
     weights[torch.cat(rows)] = True
     counts = {str(pin): int(weights[torch.unique(ids)].sum()) for pin, ids in channels.pins.items()}
@@ -146,13 +148,12 @@ def find_called_parameters(model: TracedModel) -> set[int]:
 def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list[Slice]:
     """List where prunable units appear in what scores them: weights, and the scales of norms."""
     slices = []
-    trained = dict(model.named_parameters())
+    buffers = {name for name, _ in model.named_buffers()}
     for name, dim, units in channels.positions():
-        if name not in trained or (trained[name].dim() == 1 and not name.endswith("weight")):
-            continue
-        index = numbers[units]
-        if bool((index >= 0).any()):
-            slices.append(Slice(name, dim, index.to(trained[name].device)))
+        tensor, index = find_tensor(model, name), numbers[units]
+        scores = tensor.dim() > 1 or name.endswith("weight")
+        if name not in buffers and scores and bool((index >= 0).any()):
+            slices.append(Slice(name, dim, index.to(tensor.device)))
     return slices
 
 

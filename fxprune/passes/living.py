@@ -62,11 +62,21 @@ def living_amax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwar
     return torch.amax(hide(x, is_open, channel_dim), *args, **kwargs)
 
 
+def living_softmax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Give `F.softmax(x, ...)` over the open channels; the closed ones get 0."""
+    return F.softmax(hide(x, is_open, channel_dim), *args, **kwargs)
+
+
+def living_log_softmax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Give `F.log_softmax(x, ...)` over the open channels."""
+    return F.log_softmax(hide(x, is_open, channel_dim), *args, **kwargs)
+
+
 def hide(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
-    """Set the closed channels to minus infinity, which no maximum finds."""
+    """Set the closed channels to the least number, which no maximum finds and whose exponential is 0."""
     shape = [1] * x.dim()
     shape[dim] = -1
-    return x.masked_fill((is_open == 0).view(shape), -torch.inf)
+    return x.masked_fill((is_open == 0).view(shape), torch.finfo(x.dtype).min)
 
 
 def living_var(
@@ -150,6 +160,8 @@ def scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
 LIVING: dict[Any, Callable[..., Any]] = {
     torch.mean: living_mean, "mean": living_mean,
     torch.max: living_max, "max": living_max,
+    F.softmax: living_softmax, torch.softmax: living_softmax, "softmax": living_softmax,
+    F.log_softmax: living_log_softmax, torch.log_softmax: living_log_softmax, "log_softmax": living_log_softmax,
     torch.amax: living_amax, "amax": living_amax,
     torch.var: living_var, "var": living_var,
     torch.std: living_std, "std": living_std,
@@ -164,6 +176,6 @@ MUTED: set[Any] = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     torch.matmul, operator.matmul, "matmul", "__matmul__", torch.mm, "mm", torch.bmm, "bmm", torch.einsum,
     F.scaled_dot_product_attention, torch.baddbmm, torch.addmm,
-    torch.sum, "sum", torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm, F.normalize,
+    torch.sum, "sum", torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm,
 }  # fmt: skip
 """Ops to which a channel of zeros is the same as none."""

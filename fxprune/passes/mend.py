@@ -85,6 +85,7 @@ class Mender:
         if self.is_ragged(self.values[old]):
             self.env[node] = RAGGED
             return
+        self.keep_meaning(node, old)
         if old in self.channels.elementwise:  # a scale by a number of channels stays what it was
             node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
         mended = self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old)
@@ -93,6 +94,19 @@ class Mender:
         if old not in self.channels.moves or isinstance(self.values[old], Shadow):
             raise CannotMend(node, self.units_of(old))
         self.env[node] = RAGGED  # several tensors at once, as of chunk: each is selected by itself
+
+    def keep_meaning(self, node: fx.Node, old: fx.Node) -> None:
+        """Write out the numbers that change what a node computes though not the shape of its result."""
+        x = self.values[old.args[0]] if old.args and isinstance(old.args[0], fx.Node) else None
+        if not isinstance(x, Shadow):
+            return
+        alive = self.plan.alive_along(self.channels, x)
+        if node.target is F.scaled_dot_product_attention and old.kwargs.get("scale") is None:
+            if not alive.get(len(x.shape) - 1, torch.ones(1)).all():
+                node.update_kwarg("scale", x.shape[-1] ** -0.5)
+        elif node.target is F.group_norm and 1 in alive:
+            groups: Any = fx.node.map_arg(old.args[1], lambda n: self.values[n])
+            node.update_arg(1, int(alive[1].view(groups, -1).any(1).sum()))
 
     def attempt(self, node: fx.Node) -> Any:
         """Run a node on shadows; return the error if it raises one, or if it needs what has no dense form."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.model import Inputs, TracedModel
@@ -27,6 +28,7 @@ def shrink(model: TracedModel, channels: Channels, plan: Plan, inputs: Inputs) -
     surgery = Surgery(model, copy.deepcopy(model), channels, plan)
     surgery.carry_constants()
     surgery.slice_parameters()
+    resize_modules(surgery.compact)
     for index in range(len(list(model.graphs))):
         surgery.cut_branches(index)
         surgery.mend(index, inputs)
@@ -202,14 +204,16 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def resize_modules(model: TracedModel) -> None:
     """Let the attributes of layers say what their parameters have become."""
-    groups = {
-        str(node.args[1].target).rpartition(".")[0]: node.args[6]
-        for graph in model.graphs
-        for node in graph.nodes
-        if node.op == "call_function" and len(node.args) == 7 and isinstance(node.args[1], fx.Node)
-    }
+    groups: dict[str, Any] = {}
+    for node in (node for graph in model.graphs for node in graph.nodes if node.op == "call_function"):
+        if len(node.args) == 7 and isinstance(node.args[1], fx.Node):
+            groups[str(node.args[1].target).rpartition(".")[0]] = node.args[6]
+        elif node.target is F.group_norm and len(node.args) == 5 and isinstance(node.args[2], fx.Node):
+            groups[str(node.args[2].target).rpartition(".")[0]] = node.args[1]
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and weight is None:
+            weight = module.running_mean
         if not isinstance(weight, Tensor):
             continue
         if isinstance(module, nn.modules.conv._ConvNd):
@@ -222,8 +226,10 @@ def resize_modules(model: TracedModel) -> None:
             module.out_features, module.in_features = weight.shape
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             module.num_features = weight.size(0)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             module.normalized_shape = tuple(weight.shape)
+        elif isinstance(module, nn.GroupNorm):
+            module.num_groups, module.num_channels = groups.get(path, module.num_groups), weight.size(0)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = weight.size(0)
         elif isinstance(module, nn.Embedding):

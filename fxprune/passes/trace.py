@@ -167,6 +167,8 @@ class ValueTracer(fx.Tracer):
                 "computes this model; compute with tensors, or keep this code out of the model that is prepared"
             )
         value = self.run(kind, target, unwrap(args), unwrap(kwargs))
+        if isinstance(value, Tensor):
+            node.meta["shape"] = tuple(value.shape)
         if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
             numbers = any(p._data for p in find_proxies((args, kwargs)) if not isinstance(p._value, Tensor))
             data = (numbers and target not in (len, tuple)) or (

@@ -12,6 +12,8 @@ from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, constant_of
 
 aten = torch.ops.aten
 
+SOFTMAX = (aten._softmax, aten._log_softmax, aten._safe_softmax)
+
 
 def pool(table: IdTable, call: Call) -> list[Ids]:
     """Keep the ids of batch and channels; those along the pooled dimensions are pinned."""
@@ -133,9 +135,13 @@ def scan(table: IdTable, call: Call) -> list[Ids]:
     """Follow softmax, cumsum, sort and their kin: the shape stays, ids along the dimension are pinned."""
     x = call.tensors[0]
     dims = reduced_dims(call)
-    kept = table.collapse_all(
-        x.ids, set(range(x.dim())) - dims, f"{call.op.overloadpacket.__name__} runs over channels"
-    )
+    reason = f"{call.op.overloadpacket.__name__} runs over channels"
+    if call.op.overloadpacket in SOFTMAX:
+        for t in x.ids:
+            if varying(t) and set(varying(t)) <= dims:
+                table.mix(t.reshape(-1), reason)
+        return [x.ids]
+    kept = table.collapse_all(x.ids, set(range(x.dim())) - dims, reason)
     return [kept] * len(call.outputs)
 
 
@@ -145,7 +151,7 @@ def gather_patches(table: IdTable, call: Call) -> list[Ids]:
     channels, batch = take_channels(table, x, x.dim() - 3, set(range(x.dim() - 3)), "im2col mixes channels")
     out = call.outputs[0]
     repeated = channels.repeat_interleave(out.size(-2) // x.size(-3))
-    return [(repeated.view(-1, 1), *[t.squeeze(-1) for t in batch])]
+    return [(repeated.view([1] * (out.dim() - 2) + [-1, 1]), *[t.squeeze(-1) for t in batch])]
 
 
 def add_patches(table: IdTable, call: Call) -> list[Ids]:
@@ -154,7 +160,19 @@ def add_patches(table: IdTable, call: Call) -> list[Ids]:
     channels, batch = take_channels(table, x, x.dim() - 2, set(range(x.dim() - 2)), "col2im mixes channels")
     grouped = channels.view(out.size(-3), -1)
     table.unite(grouped, grouped[:, :1])
-    return [(grouped[:, :1, None], *[t.unsqueeze(-1) for t in batch])]
+    return [(grouped[:, 0].view([1] * (out.dim() - 3) + [-1, 1, 1]), *[t.unsqueeze(-1) for t in batch])]
+
+
+def gate_half(table: IdTable, call: Call) -> list[Ids]:
+    """Follow glu: the first half of the channels is gated by the second, index by index."""
+    x = call.tensors[0]
+    dim = call.argument("dim") % x.dim()
+    kept = []
+    for t in x.ids:
+        first, second = t.chunk(2, dim) if t.size(dim) > 1 else (t, t)
+        table.unite(first, second)
+        kept.append(first)
+    return [tuple(kept)]
 
 
 def sample_grid(table: IdTable, call: Call) -> list[Ids]:

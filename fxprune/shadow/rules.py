@@ -35,6 +35,7 @@ from fxprune.shadow.ids import IdTable
 from fxprune.shadow.moves import concatenate, concatenate_constants, move_constants, move_ids, pad_constants, pad_ids
 from fxprune.shadow.reductions import (
     add_patches,
+    gate_half,
     gather_patches,
     normalise_batch,
     normalise_batch_constants,
@@ -114,6 +115,7 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(normalise_groups, unknown), "native_group_norm"),
     (Rule(gather_patches, unknown), "im2col"),
     (Rule(add_patches, unknown), "col2im"),
+    (Rule(gate_half, unknown), "glu"),
     (Rule(sample_grid, unknown), "grid_sampler_2d grid_sampler_3d"),
     (Rule(look_up, unknown), "embedding"),
 ]
