@@ -121,7 +121,7 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
     error = None
     if check:
         try:
-            error = check_exact(model, compact, inputs)
+            error = check_exact(model, source, compact, inputs)
         except ExactnessError as wrong:
             first = find_first_difference(source, compact, channels, plan, inputs)
             raise ExactnessError(

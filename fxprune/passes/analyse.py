@@ -304,8 +304,14 @@ def is_width(node: fx.Node, results: dict[fx.Node, Any], widths: set[fx.Node]) -
             source = source.args[0]  # x.shape[1], x.size()[1]
         tensor = results[source]
         if isinstance(tensor, Shadow):
-            return bool(tensor.along(dim % len(tensor.shape)))
+            return counts_channels(tensor, dim % len(tensor.shape))
     return bool(node.all_input_nodes) and widths.issuperset(node.all_input_nodes)
+
+
+def counts_channels(tensor: Shadow, dim: int) -> bool:
+    """Whether a dimension is one of channels alone; heads that are folded into the batch are not."""
+    lines = [t.movedim(dim, 0).reshape(t.size(dim), -1)[:, 0] for t in tensor.ids if t.size(dim) > 1]
+    return bool(tensor.along(dim)) or (dim > 0 and any(len(line.unique()) == len(line) for line in lines))
 
 
 def varies_by_channel(constant: Constant, ids: Ids) -> bool:

@@ -254,9 +254,13 @@ class Mender:
         return self.values[old] if old in self.channels.widths else node
 
     def as_arithmetic(self, node: fx.Node) -> Any:
-        """Also what is computed from other numbers and literals, so that these lie open: `batch * 12`."""
+        """Also open what is computed from other numbers and literals: `batch * 12`, `size[:-1] + (96,)`."""
         literal = self.as_literal(node)
-        if literal is not node or node.target not in ARITHMETIC or type(self.env.get(node)) is not int:
+        if (
+            literal is not node
+            or node.target not in ARITHMETIC
+            or type(self.env.get(node)) not in (int, tuple, torch.Size)
+        ):
             return literal
         return Arithmetic(node, fx.node.map_arg(node.args, self.as_arithmetic))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,10 +23,6 @@ class ValueProxy(fx.Proxy):
         super().__init__(node, tracer)
         self._value = value
         self._data = data  # whether the value depends on the contents of an input, not only on shapes
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # so that isinstance(x, torch.Tensor) answers as it will at run time
-        return type(self._value)
 
     def __getattr__(self, name: str) -> Any:
         if isinstance(self._value, dict) and name in ("keys", "values", "items"):
@@ -106,6 +103,24 @@ class ValueProxy(fx.Proxy):
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return record_torch_function(next(find_proxies((args, kwargs))).tracer, orig_method, args, kwargs or {})
+
+
+@contextmanager
+def answering_for_values() -> Iterator[None]:
+    """Let `isinstance(x, torch.Tensor)` answer for a proxy as it will at run time.
+
+    In Python code alone: torch's own, compiled checks must not take a proxy for what it stands for.
+    """
+    original = builtins.isinstance
+
+    def check(value: Any, kinds: Any) -> bool:
+        return original(value, kinds) or (type(value) is ValueProxy and original(value._value, kinds))
+
+    try:
+        builtins.isinstance = check
+        yield
+    finally:
+        builtins.isinstance = original
 
 
 def _inplace(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,7 +25,14 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, TracedModel, in_eval_mode
-from fxprune.passes.proxies import ValueProxy, find_proxies, is_accessor, record_torch_function, unwrap
+from fxprune.passes.proxies import (
+    ValueProxy,
+    answering_for_values,
+    find_proxies,
+    is_accessor,
+    record_torch_function,
+    unwrap,
+)
 from fxprune.passes.source_lines import find_error, find_user_line
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -68,7 +75,7 @@ def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
     attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in root.modules()]
     tracer = ValueTracer(inputs)
     try:
-        with torch.random.fork_rng(devices=[]), written_out(), TraceMode(tracer), recorded_factories(tracer):
+        with torch.random.fork_rng(devices=[]), recording(tracer):
             graph = tracer.trace(root)
     except (TraceError, GuardViolated):
         raise
@@ -124,13 +131,17 @@ class ValueTracer(fx.Tracer):
         self.defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
         self.names = {id(p): n for n, p in [*self.root.named_parameters(), *self.root.named_buffers()]}
         positional: list[Any] = []
-        for name, value in list(bound.arguments.items())[1:]:
-            kind = signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL:
+        kinds, gap = inspect.Parameter, False
+        for name, parameter in list(signature.parameters.items())[1:]:
+            if name not in bound.arguments:
+                gap = True
+                continue
+            value = bound.arguments[name]
+            if parameter.kind is kinds.VAR_POSITIONAL:
                 positional += [self.placeholder(f"{name}_{i}", v) for i, v in enumerate(value)]
-            elif kind is inspect.Parameter.VAR_KEYWORD:
+            elif parameter.kind is kinds.VAR_KEYWORD:
                 root_fn = functools.partial(root_fn, **{k: self.placeholder(k, v) for k, v in value.items()})
-            elif kind is inspect.Parameter.KEYWORD_ONLY:
+            elif parameter.kind is kinds.KEYWORD_ONLY or gap:
                 root_fn = functools.partial(root_fn, **{name: self.placeholder(name, value)})
             else:
                 positional.append(self.placeholder(name, value))
@@ -208,7 +219,10 @@ class ValueTracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        name = self.path_of_module(m)
+        try:
+            name = self.path_of_module(m)
+        except NameError:  # made by the code that runs, as `nn.ReLU()(x)`
+            return forward(*args, **kwargs)
         if not self.is_leaf_module(m, name):
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", name, args, kwargs)
@@ -312,13 +326,21 @@ def written_out() -> Iterator[None]:
 
 
 FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")
+NUMBERS = ("finfo", "iinfo")
 """Functions of sizes: torch reads their arguments before any mode hears of the call, so they are wrapped."""
+
+
+@contextmanager
+def recording(tracer: ValueTracer) -> Iterator[None]:
+    """Let all that a model's code calls reach the tracer."""
+    with written_out(), answering_for_values(), TraceMode(tracer), recorded_factories(tracer):
+        yield
 
 
 @contextmanager
 def recorded_factories(tracer: ValueTracer) -> Iterator[None]:
     """Record factories whose sizes are symbolic, as long as a model is traced."""
-    originals = {name: getattr(torch, name) for name in FACTORIES}
+    originals = {name: getattr(torch, name) for name in FACTORIES + NUMBERS}
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

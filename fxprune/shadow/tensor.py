@@ -195,7 +195,7 @@ def link(view: ShadowTensor, parent: ShadowTensor, replay: Callable[[Tensor], Te
 
 def write(target: ShadowTensor, ids: Ids, constant: Constant | None) -> None:
     """Give a tensor that was written in place its new shadow, through to all that share its storage."""
-    target.ids, target.constant = ids, constant
+    target.ids, target.constant, target.made = ids, constant, None
     made_of_inputs = not target.is_real
     child = target
     while child.view_of is not None:
@@ -206,7 +206,9 @@ def write(target: ShadowTensor, ids: Ids, constant: Constant | None) -> None:
         if made_of_inputs:
             parent.held = parent.held.to("meta")
         elif parent.is_real:
+            parent.held = parent.held.clone()  # what was noted of it before the write stays
             replay(parent.held).copy_(child.held)
+        parent.made = None
         child = parent
     refresh_views(child, made_of_inputs)
 
@@ -223,6 +225,7 @@ def refresh_views(base: ShadowTensor, made_of_inputs: bool) -> None:
         if constant is not None:
             constant = Constant(*(compress(replay(t.expand(base.shape))) for t in constant))
         view.constant = constant
+        view.made = None
         if made_of_inputs:
             view.held = view.held.to("meta")
         refresh_views(view, made_of_inputs)
