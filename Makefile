@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test zoo bench clean
+.PHONY: demo test zoo coverage bench clean
 
 # One virtual environment for everything, made once and again when the dependencies change.
 $(VENV)/ready: pyproject.toml
@@ -21,6 +21,11 @@ test: $(VENV)/ready
 
 zoo: $(VENV)/ready
 	$(BIN)/python -m pytest -m zoo tests/zoo
+
+# Hours: every model of torchvision, one of each architecture of timm, and transformers; goes on where it was broken off.
+coverage: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
+	$(BIN)/python -m tests.zoo.run --out runs/coverage.jsonl --table docs/coverage.md
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/speed.py

@@ -1,0 +1,174 @@
+"""What makes comparing whole models mean something: nothing is zero or one by initialisation, and outputs vary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from fxprune.model import Inputs, tensors_in
+from tests import exactness
+
+LEAST_VARIATION = 1e-3
+"""An output that varies by less than this share of its size hardly depends on the input."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the outputs of two models lie apart, and how much those of the first vary, both relative."""
+
+    error: float  # of the worst output, relative to its variation, or to its size where it hardly varies
+    variation: float  # of the output that varies most, relative to its size
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether no output depends on the input, so that agreement shows nothing."""
+        return not self.variation >= LEAST_VARIATION
+
+
+def randomise(model: nn.Module, share: float) -> None:
+    """Randomise as for the small models, then whatever is still constant: heads, tokens, scales and frozen statistics.
+
+    `share` is the share of units that will be closed.
+    """
+    exactness.randomise(model, share=share)
+    generator = torch.Generator().manual_seed(1)
+    norms = {id(b) for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()}
+    buffers = [
+        (name, buffer)
+        for name, buffer in model.named_buffers()
+        if id(buffer) not in norms and name.endswith(("running_mean", "running_var", "bn.weight", "bn.bias"))
+    ]
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *buffers]:
+            if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.reshape(-1)[0]).all()):
+                fill(name, tensor, generator)
+
+
+def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    """Give a constant tensor random values: small ones for shifts, near 1 for scales, He's variance for matrices."""
+    uniform = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+    longest = max(tensor.shape, default=1)
+    if tensor.numel() > longest and min(s for s in tensor.shape if s > 1) > 1 and float(tensor.reshape(-1)[0]) == 0:
+        normal = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        tensor.copy_(normal / math.sqrt(max(1, tensor[0].numel())))
+    elif name.endswith(("bias", "mean", "token", "embed", "beta")):
+        tensor.copy_(0.6 * uniform - 0.3)
+    else:
+        tensor.copy_(0.5 + uniform)
+
+
+class ResidualNorms(TorchFunctionMode):
+    """Find the batch norms whose outputs are added to a shortcut, while a model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[Tensor, _BatchNorm]] = {}
+        self.found: dict[int, _BatchNorm] = {}
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.hooks = [norm.register_forward_hook(self.remember) for norm in norms]
+
+    def remember(self, norm: _BatchNorm, inputs: Any, output: Tensor) -> None:
+        self.made[id(output)] = (output, norm)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("add", "__add__", "__iadd__", "add_", "__radd__"):
+            norms = [self.made[id(operand)][1] for operand in args if id(operand) in self.made]
+            if len(norms) == 1:
+                self.found[id(norms[0])] = norms[0]
+        result = func(*args, **(kwargs or {}))
+        self.made.pop(id(result), None)  # changed in place, it is the norm's output no longer
+        return result
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+
+@torch.no_grad()
+def damp_branches(model: nn.Module, inputs: Inputs, factor: float = 0.3) -> None:
+    """Make the branches beside shortcuts small, as trained ones are.
+
+    Chains of batch norms multiply every rounding error: those of random EfficientNets, up to 165 norms long, by 1e7.
+    """
+    with ResidualNorms(model) as norms:
+        runs(model.eval(), inputs)
+    for norm in norms.found.values():
+        for parameter in norm.parameters():
+            parameter.mul_(factor)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, inputs: Inputs) -> None:
+    """Set batch-norm statistics by a forward pass in training mode, then disturb them by 20%; leaves eval mode.
+
+    A channel that hardly varies over these few inputs gets a tenth of its layer's mean variance: divided by next to
+    nothing it would blow rounding errors up, as no trained model does. Where the model does not run in training
+    mode, as detectors do not without labels, only the norms are in it.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for everything in (True, False):
+        model.train(everything)
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        if runs(model, inputs):
+            break
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            if statistic is norm.running_var:
+                statistic.clamp_(min=0.1 * float(statistic.mean()))
+            statistic.mul_(0.8 + 0.4 * torch.rand(statistic.shape, generator=generator, dtype=statistic.dtype))
+
+
+def runs(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model runs on the inputs, in the mode in which it is."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model(*inputs[0], **inputs[1])
+    except Exception:  # noqa: BLE001 - whatever it is, the answer is no
+        return False
+    return True
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a model in eval mode and list its output tensors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [t.clone() for t in tensors_in(model.eval()(*inputs[0], **inputs[1]))]
+
+
+def compare(expected: list[Tensor], actual: list[Tensor]) -> Comparison:
+    """Compare all outputs of one run; where whole numbers differ, the error is the share that does."""
+    if [t.shape for t in expected] != [t.shape for t in actual]:
+        return Comparison(math.inf, math.nan)
+    error = variation = 0.0
+    for want, have in zip(expected, actual, strict=True):
+        if not want.numel():
+            continue
+        if not want.is_floating_point():
+            error = max(error, float((want != have).double().mean()))
+            continue
+        want, have = want.double(), have.double()
+        difference = float(torch.where((want == have) | (want.isnan() & have.isnan()), 0.0, (want - have).abs()).max())
+        finite = torch.where(want.isfinite(), want, 0.0)
+        size = float(finite.abs().max()) or 1.0
+        spread = float((finite.amax(0) - finite.amin(0)).max()) if finite.dim() > 1 else 0.0
+        error = max(error, difference / (spread if spread >= LEAST_VARIATION * size else size))
+        error = math.inf if math.isnan(difference) else error
+        variation = max(variation, spread / size)
+    return Comparison(error, variation)

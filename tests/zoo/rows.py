@@ -1,0 +1,62 @@
+"""How many rows of weights a model has, how many of them a gate may close, and what pins the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fxprune.model import PreparedModel
+
+OUTPUT = "an output of the model"
+"""How the reason of a pin begins that holds the outputs as they are."""
+
+
+def find_weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """The weights of convolutions, linear layers and attention, each once, and along which dimension their rows are."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, dim in find_row_dims(module).items():
+            weight = getattr(module, name)
+            if isinstance(weight, Tensor) and id(weight) not in seen:
+                seen.add(id(weight))
+                yield weight, dim
+
+
+def find_row_dims(module: nn.Module) -> dict[str, int]:
+    """The names of a layer's weights, and the dimension of their rows."""
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return dict.fromkeys(names, 0)
+    if isinstance(module, _ConvTransposeNd) or type(module).__name__ == "Conv1D":  # the latter of transformers
+        return {"weight": 1}
+    return {"weight": 0} if isinstance(module, (nn.Linear, _ConvNd)) else {}
+
+
+def count_rows(model: nn.Module) -> int:
+    """Count the rows of all weights."""
+    return sum(weight.shape[dim] for weight, dim in find_weights(model))
+
+
+def count_gated(prepared: PreparedModel) -> int:
+    """Count the rows whose unit has a gate."""
+    dims = {id(weight): dim for weight, dim in find_weights(prepared)}
+    names = dict(prepared.named_parameters())
+    slices = [place for place in prepared.fxprune.slices if dims.get(id(names[place.parameter])) == place.dim]
+    return sum(int((place.index >= 0).sum()) for place in slices)
+
+
+def count_outputs(pinned: dict[str, int]) -> int:
+    """Count the rows that are outputs of the model."""
+    return sum(count for reason, count in pinned.items() if reason.startswith(OUTPUT))
+
+
+def group_reasons(pinned: dict[str, int], most: int = 5) -> dict[str, int]:
+    """The commonest reasons that are not outputs, those of all lines of the model's source together."""
+    counts: Counter[str] = Counter()
+    for reason, count in pinned.items():
+        if not reason.startswith(OUTPUT):
+            counts[reason.partition(" (")[0]] += count
+    return dict(counts.most_common(most))
