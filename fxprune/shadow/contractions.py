@@ -83,21 +83,23 @@ def multiply(table: IdTable, call: Call) -> list[Ids]:
 
 def multiply_weight(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Ids | None:
     """Follow a product of an activation with one matrix of weights, at the right or at the left; None for others."""
-    if a.is_real == b.is_real:
+    right = b.is_real and (not a.is_real or (b.source is not None and a.source is None))
+    left = a.is_real and (not b.is_real or (a.source is not None and b.source is None))
+    if left == right:
         return None
-    weight, x = (b, a) if b.is_real else (a, b)
+    weight, x = (b, a) if right else (a, b)
     rank = a.dim()
     if rank == 3 and weight.size(0) > 1 and weight.held.stride(0) != 0:
         return None  # a matrix for each element of the batch
     last, before = rank - 1, rank - 2
-    contracted, free = (last, before) if b.is_real else (before, last)  # of the activation; of the weight, the other
+    contracted, free = (last, before) if right else (before, last)  # of the activation; of the weight, the other
     batch = set(range(rank - 2))
     inputs, rest = take_channels(table, x, contracted, {free, *batch}, MIXES)
     rows, kept = take_channels(table, weight, contracted, {free}, MIXES)
     columns = channel_ids(kept, free, weight.size(free))
     table.unite(inputs, columns)
     matrix = weight.held if rank == 2 else weight.held[0]
-    kernel = (matrix.t() if b.is_real else matrix)[None, :, :, None]
+    kernel = (matrix.t() if right else matrix)[None, :, :, None]
     constant = channel_constant(x, contracted, x.size(contracted))
     add_reader(table, weight, inputs[None], rows[None], kernel, constant, contracted_dim(weight, columns), False)
     shape = [1] * rank
@@ -121,10 +123,11 @@ def multiply_activations(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Id
     for factor, free, contracted in ((a, before, last), (b, last, before)):
         for t in factor.ids:
             use_heads = heads and 0 in varying(t)
-            kept = table.collapse(t, {0} if use_heads else {free, contracted} if inner else {free}, MIXES)
+            summed = inner and contracted in varying(t)
+            kept = table.collapse(t, {0} if use_heads else {contracted} if summed else {free}, MIXES)
             if kept is None:
                 continue
-            kind = "heads" if use_heads else "inner" if contracted in varying(kept) else "free"
+            kind = "heads" if use_heads else "inner" if summed else "free"
             found[kind].append(kept.reshape(-1) if kind == "inner" else kept)
     for t in found["heads"][1:]:
         table.unite(t, found["heads"][0])

@@ -69,7 +69,12 @@ def concatenate(table: IdTable, call: Call) -> list[Ids]:
     result = []
     for key in dict.fromkeys(key for row in rows for key in row):
         parts = [row.get(key, torch.zeros([1] * rank, dtype=torch.int64)) for row in rows]
-        result.append(join_parts(parts, tensors, dim, stacked))
+        if all(part.size(dim) == 1 and varying(part) for part in parts):  # tokens beside tokens: one set of channels
+            for part in parts[1:]:
+                table.unite(part, parts[0])
+            result.append(parts[0])
+        else:
+            result.append(join_parts(parts, tensors, dim, stacked))
     return [tuple(result)]
 
 
