@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Sparsity
 from fxprune.model import Inputs, PreparedModel, TracedModel, as_inputs
-from fxprune.passes.analyse import analyse
+from fxprune.passes.analyse import Channels, analyse
 from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
 from fxprune.passes.check_exact import check_exact, find_first_difference
 from fxprune.passes.decompose import decompose
@@ -25,8 +25,10 @@ from fxprune.passes.find_dead import Plan, find_dead
 from fxprune.passes.guess_inputs import guess_inputs
 from fxprune.passes.insert_masks import insert_unit_masks, insert_weight_masks
 from fxprune.passes.mend import CannotMend
+from fxprune.passes.regions import trace_regions
 from fxprune.passes.shrink import shrink
-from fxprune.passes.trace import trace
+
+Heads = Literal["whole", "inner"]
 
 
 def prepare(
@@ -36,6 +38,7 @@ def prepare(
     method: Method | None = None,
     target: Sparsity | None = None,
     granularity: Granularity = "channel",
+    heads: Heads = "whole",
     exclude: Sequence[Pattern] = (),
 ) -> PreparedModel:
     """Return a copy of `model` that learns to be sparse in its owner's training loop.
@@ -51,6 +54,8 @@ def prepare(
         method: how gates follow from magnitudes; `Feather()` if None.
         target: how much is masked at the end of the schedule; `Sparsity(0.5)` if None.
         granularity: "weight" for one gate per weight, "channel" for one per unit of tied channels.
+        heads: what of attention is one unit at channel granularity: "whole" heads, or "inner" for the same
+            channel of every head (the number of heads stays).
         exclude: layers to leave as they are: names, globs over names, types of modules, or predicates
             of (name, module). The model's inputs and outputs are left as they are anyway.
 
@@ -60,12 +65,12 @@ def prepare(
         TargetError: nothing is left to prune, or the granularity is unknown.
     """
     method, target = method or Feather(), target or Sparsity(0.5)
-    check_arguments(model, method, target, granularity)
+    check_arguments(model, method, target, granularity, heads)
     excluded = find_excluded(model, exclude)
     inputs = guess_inputs(model) if example_inputs is None else as_inputs(example_inputs)
-    traced = trace(model, inputs)
+    traced = trace_regions(model, inputs)
     decompose(traced)
-    channels = analyse(traced, inputs, constants=False)
+    channels = analyse(traced, constants=False, whole_heads=heads == "whole")
     insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
     return insert(traced, channels, method, target, excluded)
 
@@ -112,18 +117,19 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
     if isinstance(model, PreparedModel):
         source = bake_masks(model)
     else:
-        source = trace(model, inputs)
+        source = trace_regions(model, inputs)
         bake_parametrizations(source)
         decompose(source)
-    channels = analyse(source, inputs)
+    fit_inputs(source, inputs)
+    channels = analyse(source)
     closed = find_closed(model, channels) if isinstance(model, PreparedModel) else None
-    compact, plan = shrink_all(source, channels, closed, inputs)
+    compact, plan = shrink_all(source, channels, closed)
     error = None
     if check:
         try:
             error = check_exact(model, source, compact, inputs)
         except ExactnessError as wrong:
-            first = find_first_difference(source, compact, channels, plan, inputs)
+            first = find_first_difference(source, compact, channels, plan)
             raise ExactnessError(
                 f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
                 "model; until it is mended leave that layer out with exclude=[...]"
@@ -133,7 +139,7 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
 
 
 def shrink_all(
-    source: TracedModel, channels: Any, closed: torch.Tensor | None, inputs: Inputs
+    source: TracedModel, channels: Channels, closed: torch.Tensor | None
 ) -> tuple[TracedModel, Plan]:  # fmt: skip
     """Shrink by all dead units; those for which a node has no smaller form stay."""
     keep = torch.zeros(len(channels.units), dtype=torch.bool)
@@ -141,7 +147,7 @@ def shrink_all(
     while True:
         plan = find_dead(source, channels, closed, keep)
         try:
-            compact = shrink(source, channels, plan, inputs)
+            compact = shrink(source, channels, plan)
         except CannotMend as refusal:
             new = refusal.units[plan.dead[refusal.units]]
             if not len(new):
@@ -161,16 +167,26 @@ def find_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
         inputs = as_inputs(example_inputs)
     else:
         inputs = model.inputs if isinstance(model, TracedModel) else guess_inputs(model)
+    return move_inputs(model, inputs, floats=example_inputs is None)
+
+
+def fit_inputs(source: TracedModel, inputs: Inputs) -> None:
+    """Let the graphs of a whole model take these inputs, those of regions their own, of the model's precision."""
+    for region in source.graphs.regions:
+        region.inputs = move_inputs(source, region.inputs, floats=True) if region.path else inputs
+
+
+def move_inputs(model: nn.Module, inputs: Inputs, floats: bool) -> Inputs:
+    """Bring inputs to the model's device, and `floats` to its precision: it may have changed since it was traced."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    own = example_inputs is None  # the model may have been moved, or changed its precision, since it was traced
 
     def follow(t: torch.Tensor) -> torch.Tensor:
-        return t.to(like) if own and t.is_floating_point() else t.to(like.device)
+        return t.to(like) if floats and t.is_floating_point() else t.to(like.device)
 
     return tree_map_only(torch.Tensor, follow, inputs)  # type: ignore[no-any-return]
 
 
-def check_arguments(model: nn.Module, method: Method, target: Sparsity, granularity: str) -> None:
+def check_arguments(model: nn.Module, method: Method, target: Sparsity, granularity: str, heads: str) -> None:
     """Refuse arguments of the wrong kind before any work."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
@@ -185,6 +201,8 @@ def check_arguments(model: nn.Module, method: Method, target: Sparsity, granular
         raise TargetError(f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end")
     if granularity not in ("weight", "channel"):
         raise TargetError(f"granularity={granularity!r}: give 'weight' or 'channel'")
+    if heads not in ("whole", "inner"):
+        raise TargetError(f"heads={heads!r}: give 'whole' or 'inner'")
 
 
 def check_surroundings(model: nn.Module) -> None:

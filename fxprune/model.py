@@ -19,21 +19,46 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
-class Graphs:
-    """The graphs of the two modes; one and the same object where the modes do not differ."""
+class Region:
+    """One traced module: its graphs of the two modes, one and the same object where the modes do not differ.
 
+    The graphs name modules and parameters as the whole model does. `path` is the module's name, "" for the
+    whole model; `inputs` are those with which it was traced.
+    """
+
+    path: str
     train: fx.Graph
     eval: fx.Graph
+    inputs: Inputs
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[fx.Graph]:
         yield self.eval
         if self.train is not self.eval:
             yield self.train
 
+
+@dataclass
+class Graphs:
+    """The graphs of a model: of the whole, or of each region where the whole cannot be traced."""
+
+    regions: list[Region]
+
+    def __iter__(self) -> Iterator[fx.Graph]:
+        for region in self.regions:
+            yield from region
+
+    def of(self, graph: fx.Graph) -> Region:
+        """The region to which a graph belongs."""
+        return next(region for region in self.regions if graph is region.eval or graph is region.train)
+
     def map(self, rewrite: Callable[[fx.Graph], fx.Graph]) -> Graphs:
-        """Rewrite both graphs; what is shared stays shared."""
-        evaluated = rewrite(self.eval)
-        return Graphs(evaluated if self.train is self.eval else rewrite(self.train), evaluated)
+        """Rewrite all graphs; what is shared stays shared."""
+        regions = []
+        for region in self.regions:
+            evaluated = rewrite(region.eval)
+            train = evaluated if region.train is region.eval else rewrite(region.train)
+            regions.append(Region(region.path, train, evaluated, region.inputs))
+        return Graphs(regions)
 
     def pair_nodes(self, others: Graphs) -> dict[fx.Node, fx.Node]:
         """For each node, its copy in `others`, which have the same nodes in the same order."""
@@ -41,7 +66,7 @@ class Graphs:
         return {mine: its for a, b in graphs for mine, its in zip(a.nodes, b.nodes, strict=True)}
 
     def copy(self) -> Graphs:
-        """Copy the nodes of both graphs, under their names."""
+        """Copy the nodes of all graphs, under their names."""
         return self.map(copy_graph)
 
 
@@ -51,45 +76,72 @@ class TracedModel(nn.Module):
     `forward` runs the graph of the current mode (`self.training`). Submodules, parameter names and
     the state dict are those of the original; a `train()` or `eval()` sets them as usual. `inputs` are the
     example inputs with which the model was traced.
+
+    Where the whole could not be traced, `user` is the module whose own code runs, with its regions swapped in
+    place, and `untraced` says what stayed outside of them and why.
     """
 
     def __init__(
-        self, root: nn.Module, graphs: Graphs, class_name: str | None = None, inputs: Inputs = ((), {})
+        self, root: nn.Module, graphs: Graphs, class_name: str | None = None, inputs: Inputs = ((), {}),
+        untraced: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.inputs = inputs
+        self.untraced = untraced or {}
         self._modules = root._modules
         self._parameters = root._parameters
         self._buffers = root._buffers
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
         self.class_name = class_name or type(root).__name__
+        user = getattr(root, "user", root) if isinstance(root, TracedModel) else root
+        self.user: nn.Module | None
+        vars(self)["user"] = None if [region.path for region in graphs.regions] == [""] else user
         for node in (node for graph in graphs for node in graph.nodes if node.op == "get_attr"):
-            if isinstance(vars(root).get(node.target), Tensor):  # plain attributes, and constants of the code
-                self.register_buffer(node.target, vars(root)[node.target], persistent=False)
+            owner, _, leaf = str(node.target).rpartition(".")
+            part = root.get_submodule(owner)
+            if isinstance(vars(part).get(leaf), Tensor):  # plain attributes, and constants of the code
+                value = vars(part).pop(leaf) if owner else vars(part)[leaf]
+                (self.get_submodule(owner) if owner else self).register_buffer(leaf, value, persistent=False)
         self.set_graphs(graphs)
 
     def set_graphs(self, graphs: Graphs) -> None:
-        """Replace the graphs and compile both."""
+        """Replace the graphs and compile them; what runs a region is put into its place."""
         self.graphs = graphs
-        self._run_eval = compile_graph(graphs.eval)
-        self._run_train = self._run_eval if graphs.train is graphs.eval else compile_graph(graphs.train)
-        parameters = list(inspect.signature(self._run_eval).parameters.values())
+        for region in graphs.regions:
+            run = RegionForward(self, region)
+            if region.path:
+                vars(self.get_submodule(region.path))["forward"] = run
+            else:
+                self.run_graph = run
+        first = next(iter(graphs))
+        parameters = list(inspect.signature(compile_graph(first)).parameters.values())
         self.forward_signature = inspect.Signature(parameters[1:])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._run_train if self.training else self._run_eval)(self, *args, **kwargs)
+        if self.user is None:
+            return self.run_graph(*args, **kwargs)
+        self.user.training = self.training
+        return self.user.forward(*args, **kwargs)
 
     def _get_name(self) -> str:
         return self.class_name
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
-        shell = nn.Module()
-        for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            setattr(shell, part, copy.deepcopy(getattr(self, part), memo))
+    def copy_shell(self, memo: dict[int, Any]) -> nn.Module:
+        """Copy modules, parameters and buffers, in the user's own module where its code runs."""
+        if self.user is not None:
+            shell: nn.Module = copy.deepcopy(self.user, memo)
+        else:
+            shell = nn.Module()
+            for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+                setattr(shell, part, copy.deepcopy(getattr(self, part), memo))
         shell.training = self.training
+        return shell
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
         clone = type(self).__new__(type(self))
-        TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs)
+        shell = self.copy_shell(memo)
+        TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
         for name, value in vars(self).items():
             if name not in vars(clone):
                 setattr(clone, name, copy.deepcopy(value, memo))
@@ -103,6 +155,22 @@ class TracedModel(nn.Module):
         )
 
 
+class RegionForward:
+    """The forward of one traced module: the graph of its mode, on the parameters of the whole model."""
+
+    def __init__(self, model: TracedModel, region: Region) -> None:
+        self.model, self.path = model, region.path
+        self.run_eval = compile_graph(region.eval)
+        self.run_train = self.run_eval if region.train is region.eval else compile_graph(region.train)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        training = self.model.get_submodule(self.path).training if self.path else self.model.training
+        return (self.run_train if training else self.run_eval)(self.model, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
+        return self  # the copy of the whole model puts its own into this place
+
+
 class PreparedModel(TracedModel):
     """A traced model with masks between its parameters and the ops that use them.
 
@@ -113,7 +181,7 @@ class PreparedModel(TracedModel):
     fxprune: Masks
 
     def __init__(self, model: TracedModel, masks: Masks, pinned: dict[str, int]) -> None:
-        super().__init__(model, model.graphs.copy(), model.class_name, model.inputs)
+        super().__init__(model, model.graphs.copy(), model.class_name, model.inputs, model.untraced)
         self.plain = model.graphs
         self.pinned = pinned
         self.fxprune = masks.train(model.training)
@@ -130,6 +198,11 @@ def tensors_in(value: Any) -> list[Any]:
     attributes = getattr(value, "__dict__", None)
     is_code = isinstance(value, (type, nn.Module)) or callable(value)
     return [] if attributes is None or is_code else tensors_in(dict(attributes))
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """List parameters and buffers under all their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:
@@ -181,6 +254,6 @@ def as_inputs(example_inputs: Any) -> Inputs:
     """Read example inputs: a tensor, a tuple of positional ones, or a dict of keyword ones."""
     if isinstance(example_inputs, dict):
         return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
+    if isinstance(example_inputs, tuple):
+        return example_inputs, {}
     return (example_inputs,), {}

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.errors import TraceError
-from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, tensors_in
+from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.living import can_live
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
@@ -86,8 +86,8 @@ class Channels:
                     yield name, dim, self.units_along(name, dim)
 
 
-def analyse(model: TracedModel, inputs: Inputs, constants: bool = True, whole_heads: bool = True) -> Channels:
-    """Run both graphs of a model on shadows and unite the ids of both.
+def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True) -> Channels:
+    """Run all graphs of a model on shadows and unite the ids of all.
 
     The model itself is not run: its parameters are read, nothing is written, and its modes are put back.
     Without `constants` nothing is known of values, which saves reading all weights. `whole_heads`: where
@@ -98,8 +98,9 @@ def analyse(model: TracedModel, inputs: Inputs, constants: bool = True, whole_he
     for name, tensor in tensors_of(model):
         run.add_parameter(name, tensor)
     values, effects = [], []
+    pin_shared(model, run)
     for graph in model.graphs:
-        results, written = run.run(graph, inputs)
+        results, written = run.run(graph, model.graphs.of(graph).inputs)
         values.append(results)
         effects.append(written)
     units = table.resolve()
@@ -121,11 +122,27 @@ def analyse(model: TracedModel, inputs: Inputs, constants: bool = True, whole_he
     )
 
 
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Go through parameters and buffers under their names, those of fxprune's own bookkeeping left out."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not name.startswith("fxprune."):
+def tensors_of(model: TracedModel) -> Iterator[tuple[str, Tensor]]:
+    """Go through the parameters and buffers of what was traced, each under its first name there."""
+    seen: set[int] = set()
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in seen and not name.startswith("fxprune.") and is_traced(model, name):
+            seen.add(id(tensor))
             yield name, tensor
+
+
+def is_traced(model: TracedModel, name: str) -> bool:
+    """Whether a name lies in one of the regions of the model that have a graph."""
+    return any(not region.path or f"{name}.".startswith(f"{region.path}.") for region in model.graphs.regions)
+
+
+def pin_shared(model: TracedModel, run: ShadowRun) -> None:
+    """Pin parameters that code outside of what was traced uses, too."""
+    outside = {id(tensor): name for name, tensor in named_tensors(model) if not is_traced(model, name)}
+    for _, tensor in tensors_of(model):
+        if id(tensor) in outside:
+            reason = f"{outside[id(tensor)]} is the same parameter, and is used by code that could not be traced"
+            run.table.pin(run.mode.wrap(tensor).ids, reason)
 
 
 class ShadowRun:

@@ -20,15 +20,12 @@ def bake_masks(prepared: PreparedModel) -> TracedModel:
     Parametrizations (weight norm, spectral norm) are baked too; `prepared` stays as it was.
     """
     values = {mask.parameter: mask(find_tensor(prepared, mask.parameter)) for _, _, mask in masks_of(prepared)}
-    shell = nn.Module()
-    shell._modules = copy.deepcopy({name: child for name, child in prepared._modules.items() if name != "fxprune"})
-    shell._parameters, shell._buffers = copy.deepcopy((prepared._parameters, prepared._buffers))
-    shell._non_persistent_buffers_set = set(prepared._non_persistent_buffers_set)
-    shell.training = prepared.training
+    shell = prepared.copy_shell({})
+    del shell._modules["fxprune"]
     bake_parametrizations(shell)
     for name, value in values.items():
         find_tensor(shell, name).data = value.clone()
-    return TracedModel(shell, prepared.plain.copy(), prepared.class_name, prepared.inputs)
+    return TracedModel(shell, prepared.plain.copy(), prepared.class_name, prepared.inputs, prepared.untraced)
 
 
 class FrozenMask(nn.Module):

@@ -31,16 +31,26 @@ def check_exact(model: nn.Module, source: TracedModel, compact: TracedModel, inp
     Raises:
         ExactnessError: the outputs differ by more than rounding.
     """
+    return max(check_module(model, source, compact, path, inputs) for path, inputs in entries(compact, inputs))
+
+
+def entries(compact: TracedModel, inputs: Inputs) -> list[tuple[str, Inputs]]:
+    """Where a model is entered by its graphs, and with which inputs; what calls its regions is the user's own code."""
+    return [(region.path, region.inputs if region.path else inputs) for region in compact.graphs.regions]
+
+
+def check_module(model: nn.Module, source: TracedModel, compact: TracedModel, path: str, inputs: Inputs) -> float:
+    """Compare one traced module of the models."""
     precision = next((p.dtype for p in model.parameters()), torch.float32)
-    error = compare(model, compact, inputs)
+    error = compare(model.get_submodule(path), compact.get_submodule(path), inputs)
     if error <= (DOUBLE if precision is torch.float64 else SINGLE):
         return error
-    if not compare(model, model, inputs) <= SINGLE:
+    if not compare(model.get_submodule(path), model.get_submodule(path), inputs) <= SINGLE:
         raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
     frozen = as_double(freeze_masks(model) if isinstance(model, PreparedModel) else source)
     doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
-    exact = compare(frozen, as_double(compact), doubled)
-    if exact <= DOUBLE or exact <= 1e-7 * compare_precisions(frozen, doubled):
+    exact = compare(frozen.get_submodule(path), as_double(compact).get_submodule(path), doubled)
+    if exact <= DOUBLE or exact <= 1e-7 * compare_precisions(frozen, path, doubled):
         return error
     raise ExactnessError(
         f"the converted model's outputs differ from the prepared model's by {exact:.1e} of their range"
@@ -60,10 +70,9 @@ def as_double(model: TracedModel) -> TracedModel:
 
 
 @torch.no_grad()
-def compare_precisions(model: TracedModel, doubled: Inputs) -> float:
+def compare_precisions(source: TracedModel, path: str, doubled: Inputs) -> float:
     """How far single precision leads from double: rounding there is 5e8 times larger; at most 1."""
-    single = copy.deepcopy(model)
-    single.float()
+    model, single = source.get_submodule(path), copy.deepcopy(source).float().get_submodule(path)
     inputs = tree_map(lambda t: t.float() if is_float(t) else t, doubled)
     with in_eval_mode(model), in_eval_mode(single):
         runs = [(outputs_of(model, a), outputs_of(single, b)) for a, b in zip(vary(doubled), vary(inputs), strict=True)]
@@ -134,27 +143,29 @@ def is_float(value: Any) -> bool:
 
 
 @torch.no_grad()
-def find_first_difference(
-    baked: TracedModel, compact: TracedModel, channels: Channels, plan: Plan, inputs: Inputs
-) -> str:  # fmt: skip
+def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Channels, plan: Plan) -> str:
     """Name the first node whose living channels differ between the two models, and its line in the user's model."""
-    doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
     source, target = as_double(baked), as_double(compact)
-    with in_eval_mode(source), in_eval_mode(target):
-        expected, actual = run_nodes(source, doubled), run_nodes(target, doubled)
     living = {mix.node.name for mix in channels.mixes}
-    for node in baked.graphs.eval.nodes:
-        shadow = channels.values[0][node]
-        if not isinstance(shadow, Shadow) or node.name not in actual or node.name in living:
-            continue
-        wanted, got = cut(expected[node.name], plan.alive_along(channels, shadow)).double(), actual[node.name].double()
-        if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):
-            return f"{node.name} ({node.meta.get('where', 'no line known')})"
+    graphs = zip(baked.graphs.regions, source.graphs.regions, target.graphs.regions, strict=True)
+    for mine, region, smaller in graphs:
+        inputs = tree_map(lambda t: t.double() if is_float(t) else t, mine.inputs)
+        with in_eval_mode(source), in_eval_mode(target):
+            expected, actual = run_nodes(source, region.eval, inputs), run_nodes(target, smaller.eval, inputs)
+        values = channels.values[list(baked.graphs).index(mine.eval)]
+        for node in mine.eval.nodes:
+            shadow = values[node]
+            if not isinstance(shadow, Shadow) or node.name not in actual or node.name in living:
+                continue
+            wanted = cut(expected[node.name], plan.alive_along(channels, shadow)).double()
+            got = actual[node.name].double()
+            if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):
+                return f"{node.name} ({node.meta.get('where', 'no line known')})"
     return "the output alone"
 
 
-def run_nodes(model: TracedModel, inputs: Inputs) -> dict[str, Tensor]:
-    """Run the eval graph node by node and keep every tensor, by the node's name."""
+def run_nodes(model: TracedModel, graph: fx.Graph, inputs: Inputs) -> dict[str, Tensor]:
+    """Run a graph node by node and keep every tensor, by the node's name."""
     results: dict[str, Tensor] = {}
 
     class Keeping(fx.Interpreter):
@@ -164,6 +175,5 @@ def run_nodes(model: TracedModel, inputs: Inputs) -> dict[str, Tensor]:
                 results[n.name] = value.clone()
             return value
 
-    graph = model.graphs.eval
     Keeping(model, graph=graph).run(*bind_inputs(graph, tree_map_only(Tensor, torch.clone, inputs)))
     return results

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.model import Inputs, TracedModel
-from fxprune.passes.analyse import Channels, Shadow
+from fxprune.model import TracedModel, named_tensors
+from fxprune.passes.analyse import Channels, Shadow, is_traced
 from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_used, is_empty, joined_dim
 from fxprune.passes.living import use_living
 from fxprune.passes.mend import Mender
@@ -19,7 +19,7 @@ from fxprune.shadow.ids import Reader
 from fxprune.shadow.tensor import Ids, varying
 
 
-def shrink(model: TracedModel, channels: Channels, plan: Plan, inputs: Inputs) -> TracedModel:
+def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
     """Return a copy of `model` without the plan's dead units; `model` stays as it was.
 
     Raises:
@@ -31,7 +31,7 @@ def shrink(model: TracedModel, channels: Channels, plan: Plan, inputs: Inputs) -
     resize_modules(surgery.compact)
     for index in range(len(list(model.graphs))):
         surgery.cut_branches(index)
-        surgery.mend(index, inputs)
+        surgery.mend(index)
     remove_unread(surgery.compact)
     resize_modules(surgery.compact)
     surgery.compact.set_graphs(surgery.compact.graphs)
@@ -154,11 +154,11 @@ class Surgery:
         shadow = values[self.originals[operand]] if operand in self.originals else None
         return isinstance(shadow, Shadow) and is_empty(self.plan.dead, self.channels, shadow, dim)
 
-    def mend(self, index: int, inputs: Inputs) -> None:
+    def mend(self, index: int) -> None:
         """Run the smaller graph on shadows and mend each node that no longer gives what it gave."""
         graph = self.after[index]
         mender = Mender(self.compact, self.model, graph, self.originals, self.channels, index, self.plan)
-        mender.run_all(inputs, self.shadows)
+        mender.run_all(self.compact.graphs.of(graph).inputs, self.shadows)
         remove_unused(graph, self.originals, self.channels)
         graph.lint()
 
@@ -193,13 +193,9 @@ def remove_unread(model: TracedModel) -> None:
             full = f"{path}.{name}" if path else name
             prefixes = {full.rpartition(".")[0], full}
             inside = any(full.startswith(target + ".") for target in read)
-            if not prefixes & read and not inside and id(getattr(module, name)) not in tied:
+            unread = not prefixes & read and not inside and id(getattr(module, name)) not in tied
+            if unread and is_traced(model, full):
                 setattr(module, name, None)
-
-
-def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """List parameters and buffers under all their names."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def resize_modules(model: TracedModel) -> None:

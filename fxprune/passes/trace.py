@@ -24,7 +24,7 @@ from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import GuardViolated, TraceError
-from fxprune.model import Graphs, Inputs, TracedModel, in_eval_mode
+from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode
 from fxprune.passes.proxies import (
     ValueProxy,
     answering_for_values,
@@ -50,12 +50,23 @@ def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
         TraceError: the model does not run on the inputs, or its code decides by the values of tensors.
     """
     root = copy_model(model)
-    modes = {name: module.training for name, module in root.named_modules()}
-    graphs = {training: trace_mode(root.train(training), inputs) for training in (True, False)}
-    for name, module in root.named_modules():
-        module.training = modes[name]
-    same = describe(graphs[True]) == describe(graphs[False])
-    return TracedModel(root, Graphs(graphs[False] if same else graphs[True], graphs[False]), inputs=inputs)
+    return TracedModel(root, Graphs([trace_region(root, "", inputs)]), inputs=inputs)
+
+
+def trace_region(root: nn.Module, path: str, inputs: Inputs) -> Region:
+    """Trace one module of `root` in both modes; the graphs name its parts as `root` does."""
+    module = root.get_submodule(path)
+    modes = {part: part.training for part in module.modules()}
+    try:
+        train, evaluated = (trace_mode(module.train(training), inputs) for training in (True, False))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    for node in (node for graph in (train, evaluated) for node in graph.nodes):
+        if path and node.op in ("call_module", "get_attr"):
+            node.target = f"{path}.{node.target}"
+    same = describe(train) == describe(evaluated)
+    return Region(path, evaluated if same else train, evaluated, inputs)
 
 
 def copy_model(model: nn.Module) -> nn.Module:

@@ -66,7 +66,7 @@ def test_a_branch_that_is_dead_throughout_goes_with_all_that_fed_it() -> None:
     with torch.no_grad():
         prepared.narrow.weight.zero_()
     compact = fxprune.convert(prepared)
-    graph = compact.graphs.eval
+    graph = compact.graphs.regions[0].eval
     assert sum("conv" in getattr(node.target, "__name__", "") for node in graph.nodes) == 1
     assert not [name for name, _ in compact.named_parameters() if name.startswith(("wide", "depth", "narrow"))]
     assert relative_error(prepared, compact, varied_images(4, 3, 15)) < 1e-12

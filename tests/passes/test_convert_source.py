@@ -22,13 +22,13 @@ def test_conversion_leaves_its_source_and_the_random_state_alone(training: bool)
     prepared.norm.eval()
     prepared(varied_images(2, 3, 12)).sum().backward()
     before, grads = copy.deepcopy(prepared.state_dict()), [p.grad.clone() for p in prepared.parameters()]
-    modes, random, code = [m.training for m in prepared.modules()], torch.get_rng_state(), str(prepared.graphs.eval)
+    modes, random, code = [m.training for m in prepared.modules()], torch.get_rng_state(), str(prepared.graphs.regions[0].eval)
     compact = fxprune.convert(prepared)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(before[name], value) for name, value in prepared.state_dict().items())
     assert all(torch.equal(p.grad, grad) for p, grad in zip(prepared.parameters(), grads, strict=True))
     assert [m.training for m in prepared.modules()] == modes
-    assert str(prepared.graphs.eval) == code
+    assert str(prepared.graphs.regions[0].eval) == code
     assert (compact.training, compact.norm.training, compact.stem.training) == (training, False, training)
 
 

@@ -130,4 +130,4 @@ def test_names_and_weights_go_both_ways() -> None:
 @pytest.mark.parametrize(("name", "shared"), [("view", True), ("dropout", False), ("auxiliary", False)])
 def test_modes_share_a_graph_where_they_do_not_differ(name: str, shared: bool) -> None:
     graphs = traced(BODIES[name])[1].graphs
-    assert (graphs.train is graphs.eval) == shared
+    assert (graphs.regions[0].train is graphs.regions[0].eval) == shared

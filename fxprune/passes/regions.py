@@ -1,0 +1,185 @@
+"""What of a model can be traced: the whole, or else the parts of it that can, each swapped in place.
+
+Where code decides by the values of tensors (a detector's heads, a loop that runs until it converges) no one
+graph computes the model. Its own Python code then goes on running, and each module inside that can be traced
+by itself is one region: its graph takes the place of its forward, its inputs and outputs stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fxprune.errors import FxpruneError, TraceError
+from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
+from fxprune.passes.trace import copy_model, trace, trace_region
+
+MOST_CALLS = 8
+"""How many calls of a module, of different shapes, a graph is tried on."""
+
+
+@dataclass
+class Calls:
+    """How one module was called while the whole model ran."""
+
+    inputs: list[Inputs] = field(default_factory=list)
+    shapes: list[Any] = field(default_factory=list)
+    owner_absent: bool = False  # called past the module that holds it
+
+
+def trace_regions(model: nn.Module, inputs: Inputs) -> TracedModel:
+    """Trace a copy of `model`, or those of its modules that can be traced; what could not is in `untraced`.
+
+    Raises:
+        TraceError: nothing of the model that holds two layers can be traced, or it does not run on the inputs.
+    """
+    try:
+        return trace(model, inputs)
+    except TraceError as error:
+        root = copy_model(model)
+        try:
+            search = Search(root, watch_calls(root, inputs))
+        except TraceError:
+            raise error from None  # it says more
+        search.refuse("", error)
+        search.visit_children("")
+        if not search.regions:
+            raise error
+        traced = TracedModel(root, Graphs(search.regions), inputs=inputs, untraced=search.untraced)
+        traced.train(model.training)
+        for name, module in model.named_modules():
+            traced.get_submodule(name).training = module.training
+        return traced
+
+
+def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:
+    """Run a model in eval mode, and note how each of its modules is called; raises TraceError if it does not run."""
+    calls = {name: Calls() for name, _ in root.named_modules()}
+    active: list[str] = []
+    handles = []
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            parent = name.rpartition(".")[0]
+            while parent and not calls[parent].shapes and type(root.get_submodule(parent)).forward is nn.Module.forward:
+                parent = parent.rpartition(".")[0]  # a list of modules is never called itself
+            calls[name].owner_absent |= bool(parent) and parent not in active
+            active.append(name)
+            note_call(calls[name], (args, kwargs))
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        active.pop()
+
+    for name, module in root.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(root), kept_buffers(root):
+            args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
+            root(*args, **kwargs)
+    except Exception as error:
+        raise TraceError(f"{type(root).__name__} does not run on the example inputs: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def note_call(calls: Calls, inputs: Inputs) -> None:
+    """Keep the inputs of a call, unless some of the same shapes are kept."""
+    shapes = tree_map_only(Tensor, lambda t: (t.shape, t.dtype), inputs)
+    try:
+        if shapes in calls.shapes or len(calls.shapes) >= MOST_CALLS:
+            return
+    except RuntimeError:  # objects that cannot be compared
+        return
+    calls.shapes.append(shapes)
+    calls.inputs.append(tree_map_only(Tensor, lambda t: t.detach().clone(), inputs))
+
+
+@contextmanager
+def kept_buffers(root: nn.Module) -> Iterator[None]:
+    """Put buffers back."""
+    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in root.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+
+
+class Search:
+    """The search for the largest modules that can be traced, from the whole model down."""
+
+    def __init__(self, root: nn.Module, calls: dict[str, Calls]) -> None:
+        self.root, self.calls = root, calls
+        self.regions: list[Region] = []
+        self.untraced: dict[str, str] = {}
+
+    def visit(self, path: str) -> None:
+        """Trace a module, or else the modules inside."""
+        if count_layers(self.root.get_submodule(path)) < 2:
+            return  # a single layer between two interfaces has nothing to lose
+        try:
+            self.regions.append(self.trace(path))
+        except FxpruneError as error:
+            self.refuse(path, error)
+            self.visit_children(path)
+
+    def visit_children(self, path: str) -> None:
+        for name, _ in self.root.get_submodule(path).named_children():
+            self.visit(f"{path}.{name}" if path else name)
+
+    def refuse(self, path: str, error: FxpruneError) -> None:
+        """Note why a module stays outside."""
+        if not (path and type(self.root.get_submodule(path)).forward is nn.Module.forward):
+            self.untraced[path or "the whole model"] = str(error)
+
+    def trace(self, path: str) -> Region:
+        """Trace a module on its first call, and try the graph on all others."""
+        calls = self.calls[path]
+        if not calls.inputs:
+            raise TraceError("it is not called with the example inputs")
+        inside = [name for name in self.calls if name.startswith(f"{path}.")]
+        past = [name for name in (path, *inside) if self.calls[name].owner_absent and name != path]
+        if past:
+            raise TraceError(f"{past[0]} inside of it is also called from outside")
+        if any(t.numel() == 0 for t in tree_leaves(calls.inputs) if isinstance(t, Tensor)):
+            raise TraceError("it is called with empty tensors, of which nothing can be learnt")
+        region = trace_region(self.root, path, calls.inputs[0])
+        compare_calls(self.root, region, calls)
+        return region
+
+
+def compare_calls(root: nn.Module, region: Region, calls: Calls) -> None:
+    """Run a region's graph on every kind of call that was seen; raises where it gives another result than the code."""
+    shell = nn.Module()
+    shell._modules, shell._parameters, shell._buffers = root._modules, root._parameters, root._buffers
+    module = root.get_submodule(region.path)
+    own = TracedModel(shell, Graphs([region]))
+    run = vars(module).pop("forward")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(own), kept_buffers(root):
+        for inputs in calls.inputs:
+            (args, kwargs), (same, alike) = (tree_map_only(Tensor, torch.clone, inputs) for _ in range(2))
+            wanted = tensors_in(module(*args, **kwargs))
+            try:
+                got = tensors_in(run(*same, **alike))
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise TraceError(f"its graph does not take all the calls that the code makes: {error}") from error
+            if not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(wanted, got, strict=True)):
+                raise TraceError("its graph gives something else than its code, which must keep a state somewhere")
+
+
+def count_layers(module: nn.Module) -> int:
+    """Count the layers that have a matrix of weights."""
+    return sum(any(p.dim() > 1 for p in part.parameters(recurse=False)) for part in module.modules())
