@@ -2,6 +2,7 @@
 
 from fxprune import errors, export
 from fxprune.api import convert, prepare
+from fxprune.inspection.inspect import inspect
 from fxprune.methods.feather import Feather
 from fxprune.methods.schedule import Cubic
 from fxprune.methods.st3 import ST3
@@ -9,4 +10,16 @@ from fxprune.methods.targets import Sparsity
 from fxprune.penalty import penalty
 from fxprune.scheduler import Scheduler
 
-__all__ = ["ST3", "Cubic", "Feather", "Scheduler", "Sparsity", "convert", "errors", "export", "penalty", "prepare"]
+__all__ = [
+    "ST3",
+    "Cubic",
+    "Feather",
+    "Scheduler",
+    "Sparsity",
+    "convert",
+    "errors",
+    "export",
+    "inspect",
+    "penalty",
+    "prepare",
+]

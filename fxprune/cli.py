@@ -80,6 +80,36 @@ def bench(
             json.write_text(result.to_json() + "\n", encoding="utf-8")
 
 
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:function.")
+    ],
+    input: Annotated[str | None, typer.Option(metavar="1x3x224x224", help="The size of an input.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="A layer to leave as it is, or a glob; repeatable.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file to write all of it to.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="A .dot, .svg or .png file to draw the groups in.")] = None,
+) -> None:
+    """Show which channels of a model can be pruned, which cannot, and because of which line of its code."""
+    with _refuse_in_a_sentence():
+        from fxprune.inspection.inspect import inspect as inspect_model
+        from fxprune.inspection.load_model import load_model, make_inputs
+        from fxprune.inspection.picture import check_picture
+
+        if picture is not None:
+            check_picture(picture)
+        for path in (json, picture):
+            if path is not None:
+                _require_writable(path)
+        made = load_model(model)
+        found = inspect_model(made, make_inputs(made, model, input), exclude or ())
+        typer.echo(found)
+        if json is not None:
+            json.write_text(found.to_json() + "\n", encoding="utf-8")
+        if picture is not None:
+            found.write_picture(picture)
+
+
 @contextmanager
 def _refuse_in_a_sentence() -> Iterator[None]:
     """Show an error of fxprune as one sentence on stderr, without traceback, and exit with 2."""
