@@ -48,6 +48,9 @@ def randomise(model: nn.Module, share: float) -> None:
         for name, tensor in [*model.named_parameters(), *buffers]:
             if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.reshape(-1)[0]).all()):
                 fill(name, tensor, generator)
+            elif tensor.dim() > 1 and tensor[0].numel() > 1:  # heads that begin small drown in their biases
+                usual, spread = tensor[0].numel() ** -0.5, float(tensor.std())
+                tensor.mul_(usual / spread if spread < 0.5 * usual else 1)
 
 
 def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -108,6 +111,7 @@ def damp_branches(model: nn.Module, inputs: Inputs, factor: float = 0.3) -> None
 def settle(model: nn.Module, inputs: Inputs) -> None:
     """Set batch-norm statistics by a forward pass in training mode, then disturb them by 20%; leaves eval mode.
 
+    The pass starts from zero, and is divided by the weight that momentum gave it, which a graph has as a constant.
     A channel that hardly varies over these few inputs gets a tenth of its layer's mean variance: divided by next to
     nothing it would blow rounding errors up, as no trained model does. Where the model does not run in training
     mode, as detectors do not without labels, only the norms are in it.
@@ -115,23 +119,36 @@ def settle(model: nn.Module, inputs: Inputs) -> None:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
-    momenta = [norm.momentum for norm in norms]
+    before = [[statistic.clone() for statistic in statistics_of(norm)] for norm in norms]
     for everything in (True, False):
         model.train(everything)
         for norm in norms:
             norm.train()
-            norm.momentum = 1.0
+            for statistic in statistics_of(norm):
+                statistic.zero_()
         if runs(model, inputs):
             break
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        for statistic in (norm.running_mean, norm.running_var):
-            assert statistic is not None
-            if statistic is norm.running_var:
-                statistic.clamp_(min=0.1 * float(statistic.mean()))
+    for norm, old in zip(norms, before, strict=True):
+        mean, variance, passes = statistics_of(norm)
+        if not variance.any():  # the norm did not run
+            for statistic, value in zip((mean, variance, passes), old, strict=True):
+                statistic.copy_(value)
+            continue
+        weight = 1 - (1 - (norm.momentum or 1.0)) ** max(1, int(passes))
+        variance.div_(weight).clamp_(min=0.1 * float(variance.mean()))
+        mean.div_(weight)
+        for statistic in (mean, variance):
             statistic.mul_(0.8 + 0.4 * torch.rand(statistic.shape, generator=generator, dtype=statistic.dtype))
+
+
+def statistics_of(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """A norm's running mean and variance, and how many passes they are of."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
 def runs(model: nn.Module, inputs: Inputs) -> bool:

@@ -63,8 +63,7 @@ class Result:
 
     def fail(self, stage: str, error: str, message: str) -> None:
         """Note a failure, its message in one line without paths of this machine."""
-        line = " ".join(message.split())
-        self.failures.append(Failure(stage, error, re.sub(r"(/[^\s/:]+)+/(?=[^\s/]+\.py)", "", line)[:LONGEST]))
+        self.failures.append(Failure(stage, error, hide_folders(" ".join(message.split()))[:LONGEST]))
 
     def find_failure(self, *stages: str) -> Failure | None:
         """The first failure of these stages."""
@@ -80,6 +79,11 @@ class Result:
         fields: dict[str, Any] = json.loads(line)
         failures = [Failure(**failure) for failure in fields.pop("failures")]
         return cls(**fields, failures=failures)
+
+
+def hide_folders(text: str) -> str:
+    """Leave the names of a text's source files, without the folders of this machine."""
+    return re.sub(r"(/[^\s/:]+)+/(?=[^\s/]+\.py)", "", text)
 
 
 class Stopped(Exception):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torchvision
 from torch import nn
+from torchvision.models.video import mvit
 
 from tests.zoo.cases import Candidate, Draw, Source, draw_image_list, draw_images, draw_pair, draw_video
 
@@ -46,7 +48,7 @@ def candidates(name: str) -> Iterator[Candidate]:
     elif name.startswith("raft"):
         yield Candidate({}, 128, 160)
     elif name.startswith("mvit"):
-        yield from (Candidate({"spatial_size": (s, s), "temporal_size": 8}, s, other) for s, other in SIZES)
+        yield from (Candidate({"image_size": size}, size, other) for size, other in SIZES)
     elif name.startswith("vit_"):
         sizes = ((56, 70), (112, 126), (224, 238)) if name.endswith("14") else SIZES
         yield from (Candidate({"image_size": size}, size, other) for size, other in sizes)
@@ -58,7 +60,17 @@ def candidates(name: str) -> Iterator[Candidate]:
 
 def build(name: str, options: dict[str, Any]) -> nn.Module:
     """Build a model with random weights."""
+    if name.startswith("mvit"):
+        return build_small_mvit(name, **options)
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return model
+
+
+def build_small_mvit(name: str, image_size: int) -> nn.Module:
+    """Build a multiscale vision transformer for short clips of small images, which its builder does not offer."""
+    make, size = mvit._mvit, {"spatial_size": (image_size, image_size), "temporal_size": 8}
+    with patch.object(mvit, "_mvit", lambda **options: make(**(options | size))):
+        model: nn.Module = torchvision.models.get_model(name, weights=None)
     return model
 
 
