@@ -233,7 +233,8 @@ def test_regions_are_inspected_where_the_whole_cannot_be_traced() -> None:
     assert [group.name for group in inspection.groups] == ["first.stem", "first.inner", "second.stem", "second.inner"]
     assert "the whole model" in inspection.untraced
     assert Path(__file__).name in inspection.untraced["the whole model"]
-    assert "not traced\n" in str(inspection)
+    assert "\n\nnot traced\n" in str(inspection)
+    assert "\n\n\n" not in str(inspection)
     assert inspection.macs == 2 * fxprune.inspect(Residual(), IMAGES).macs
     half = sum(p.numel() for p in Residual().parameters())
     assert inspection.groups[1].parameters == pytest.approx((6 * 8 * 9 + 6 + 8 * 6) / (2 * half + 20))
@@ -257,11 +258,11 @@ def test_the_table_shows_groups_pins_and_reasons(residual: Inspection) -> None:
 
 
 def test_long_lists_are_abbreviated_in_the_table_only() -> None:
-    layers = [layer for _ in range(70) for layer in (nn.Linear(4, 4), nn.ReLU())]
+    layers = [layer for _ in range(110) for layer in (nn.Linear(4, 4), nn.ReLU())]
     inspection = fxprune.inspect(nn.Sequential(*layers), torch.randn(2, 4))
-    assert len(inspection.groups) == 69
-    assert "... and 9 groups more" in str(inspection)
-    assert len(json.loads(inspection.to_json())["groups"]) == 69
+    assert len(inspection.groups) == 109
+    assert "\n... and 9 more (JSON has all)" in str(inspection)
+    assert len(json.loads(inspection.to_json())["groups"]) == 109
 
 
 def test_json_has_every_field(residual: Inspection) -> None:

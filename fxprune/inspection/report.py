@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-MOST_GROUPS = 60
+MOST_GROUPS = 100
 """How many groups the table shows; JSON has all."""
 
 WIDEST = 40
@@ -143,16 +143,18 @@ class Inspection:
 
     def __str__(self) -> str:
         share = self.prunable_rows / self.rows if self.rows else 0.0
+        groups = sum(group.reason is None for group in self.groups)
         parts = [
             f"{self.model}: {self.parameters:,} parameters, {self.macs:,} multiply-accumulates a sample\n"
-            f"{self.units:,} prunable units in {sum(g.reason is None for g in self.groups):,} groups; "
+            f"{self.units:,} prunable units in {groups:,} group{'' if groups == 1 else 's'}; "
             f"{self.prunable_rows:,} of {self.rows:,} rows of weights can go ({share:.1%})",
             self._show_groups(),
             self._show_unprunable(),
             self._show_pins(),
         ]
-        parts += ["not traced\n" + "\n".join(f"{path}: {why}" for path, why in self.untraced.items())]
-        return "\n\n".join(parts if self.untraced else [part for part in parts[:-1] if part])
+        if self.untraced:
+            parts.append("not traced\n" + "\n".join(f"{path}: {why}" for path, why in self.untraced.items()))
+        return "\n\n".join(part for part in parts if part)
 
     def _show_groups(self) -> str:
         numbered = [(number, group) for number, group in enumerate(self.groups) if group.reason is None]
@@ -174,7 +176,7 @@ class Inspection:
         headers = ["group", "units", "indexes each", "parameters", "MACs", "made by", "read by", "tied by"]
         table = tabulate(rows, headers, colalign=("right",) * 5 + ("left",) * 3, disable_numparse=True)
         left = len(numbered) - len(rows)
-        return table + (f"\n... and {left:,} groups more (JSON has all)" if left else "")
+        return table + (f"\n... and {left:,} more (JSON has all)" if left else "")
 
     def _show_unprunable(self) -> str:
         rows = [
@@ -184,7 +186,7 @@ class Inspection:
         ]
         shown = tabulate(rows[:MOST_GROUPS], ["group", "units", "lives on", "cannot be pruned because"])
         left = len(rows) - MOST_GROUPS
-        return shown + (f"\n... and {left:,} groups more (JSON has all)" if left > 0 else "") if rows else ""
+        return shown + (f"\n... and {left:,} more (JSON has all)" if left > 0 else "") if rows else ""
 
     def _show_pins(self) -> str:
         rows = [(f"{pin.rows:,}", pin.reason, shorten(pin.where)) for pin in self.pinned]

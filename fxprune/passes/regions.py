@@ -156,9 +156,19 @@ class Search:
             raise TraceError(f"{past[0]} inside of it is also called from outside")
         if any(t.numel() == 0 for t in tree_leaves(calls.inputs) if isinstance(t, Tensor)):
             raise TraceError("it is called with empty tensors, of which nothing can be learnt")
-        region = trace_region(self.root, path, calls.inputs[0])
+        used = copy_model(self.root)  # code that was left halfway leaves its objects in any state
+        region = trace_region(used, path, calls.inputs[0])
+        take_constants(region, used, self.root)
         compare_calls(self.root, region, calls)
         return region
+
+
+def take_constants(region: Region, used: nn.Module, root: nn.Module) -> None:
+    """Give the model the tensors that its code makes of nothing, which the tracer put into the module that it used."""
+    for node in (node for graph in region for node in graph.nodes if node.op == "get_attr"):
+        owner, _, leaf = str(node.target).rpartition(".")
+        if not hasattr(root.get_submodule(owner), leaf):
+            setattr(root.get_submodule(owner), leaf, getattr(used.get_submodule(owner), leaf))
 
 
 def compare_calls(root: nn.Module, region: Region, calls: Calls) -> None:

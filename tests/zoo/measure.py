@@ -26,8 +26,8 @@ from tests.exactness import close_units
 from tests.zoo.cases import Case, cast, make_case
 from tests.zoo.lists import get_family
 from tests.zoo.meaning import compare, damp_branches, outputs_of, randomise, settle
-from tests.zoo.result import Record, Result, Stopped, hide_folders
-from tests.zoo.rows import count_gated, count_outputs, count_rows, group_reasons
+from tests.zoo.result import LONGEST, Record, Result, Stopped, hide_folders
+from tests.zoo.rows import OUTPUT, add_up, count_gated, count_rows
 
 SHARE = 0.5
 """How many of the units are closed, where the outputs still vary then."""
@@ -118,6 +118,8 @@ def measure(record: Record) -> None:
     result.kept = {hide_folders(reason): count for reason, count in list(report.kept.items())[:5]}
     compare_closed(record, subject, prepared, compact)
     del prepared
+    with record.stage("inspect", needed=False):
+        inspect(subject, result)
     with record.stage("onnx", needed=False):
         check_onnx(result, subject, compact)
 
@@ -158,15 +160,22 @@ def prepare(subject: Subject, result: Result) -> PreparedModel:
     result.traced = True
     result.scope = describe_scope(prepared)
     result.gated = count_gated(prepared)
-    result.outputs = count_outputs(prepared.pinned)
-    result.pinned = group_reasons(prepared.pinned)
+    result.untraced = {path: hide_folders(why)[:LONGEST] for path, why in list(prepared.untraced.items())[:5]}
     return prepared
 
 
 def describe_scope(prepared: PreparedModel) -> str:
     """Whether the model was traced as a whole, or in how many regions."""
-    regions = getattr(prepared, "regions", None)
-    return "whole" if regions is None else f"{len(regions)} regions"
+    regions = prepared.graphs.regions
+    return "whole" if [region.path for region in regions] == [""] else f"{len(regions)} regions"
+
+
+def inspect(subject: Subject, result: Result) -> None:
+    """Count the rows that stay as they are, by reason."""
+    args, kwargs = subject.inputs(2, subject.size)
+    pins = fxprune.inspect(subject.model, kwargs or args).pinned
+    result.outputs = sum(pin.rows for pin in pins if pin.reason == OUTPUT)
+    result.pinned = add_up({f"{pin.reason} ({pin.where})": pin.rows for pin in pins if pin.reason != OUTPUT})
 
 
 def close_half(prepared: PreparedModel, subject: Subject) -> None:

@@ -35,10 +35,11 @@ class Result:
     precision: str | None = None  # "double", "single", or "mixed": single precision inside
     traced: bool | None = None
     scope: str | None = None  # "whole", or how many regions
+    untraced: dict[str, str] = field(default_factory=dict)  # what lies outside of the regions, five of it, and why
     rows: int | None = None  # of all weights of contractions
     gated: int | None = None  # rows whose unit has a gate
     outputs: int | None = None  # rows that are outputs of the model, which stay anyway
-    pinned: dict[str, int] = field(default_factory=dict)  # the five commonest reasons
+    pinned: dict[str, int] = field(default_factory=dict)  # rows that stay, by the five commonest reasons but outputs
     parameters_before: int | None = None
     parameters_after: int | None = None
     kept: dict[str, int] = field(default_factory=dict)  # closed units that stay, by reason

@@ -1,4 +1,4 @@
-"""How many rows of weights a model has, how many of them a gate may close, and what pins the others."""
+"""How many rows of weights a model has, how many of them a gate may close, and what keeps the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from fxprune.model import PreparedModel
 
 OUTPUT = "an output of the model"
-"""How the reason of a pin begins that holds the outputs as they are."""
+"""The reason of the pins that hold the outputs as they are."""
 
 
 def find_weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
@@ -48,15 +48,9 @@ def count_gated(prepared: PreparedModel) -> int:
     return sum(int((place.index >= 0).sum()) for place in slices)
 
 
-def count_outputs(pinned: dict[str, int]) -> int:
-    """Count the rows that are outputs of the model."""
-    return sum(count for reason, count in pinned.items() if reason.startswith(OUTPUT))
-
-
-def group_reasons(pinned: dict[str, int], most: int = 5) -> dict[str, int]:
-    """The commonest reasons that are not outputs, those of all lines of the model's source together."""
+def add_up(pinned: dict[str, int], most: int = 5) -> dict[str, int]:
+    """The commonest reasons, those of all lines of the model's source together."""
     counts: Counter[str] = Counter()
     for reason, count in pinned.items():
-        if not reason.startswith(OUTPUT):
-            counts[reason.partition(" (")[0]] += count
+        counts[reason.partition(" (")[0]] += count
     return dict(counts.most_common(most))
