@@ -223,16 +223,15 @@ def find_ties(model: TracedModel, channels: Channels, grouping: Grouping) -> lis
             owner[ids.reshape(-1)] = number
     nodes = [node for node, _ in channels.ties]
     ends = torch.cat([NONE.view(2, 0), *(edges for _, edges in channels.ties)], 1)
-    source = torch.cat(
-        [torch.zeros(0, dtype=torch.int64), *(torch.full((e.size(1),), i) for i, (_, e) in enumerate(channels.ties))]
-    )
+    source = torch.cat([NONE, *(torch.full((e.size(1),), i) for i, (_, e) in enumerate(channels.ties))])
     group, (a, b) = grouping.of_unit[channels.units[ends[0]]], owner[ends]
     across = (group >= 0) & (ends[0] != ends[1]) & (a >= 0) & (b >= 0)
-    found = torch.unique(torch.stack([group, source, a, b])[:, across], dim=1).t().tolist()
+    sizes = (len(nodes), len(names), len(names))
+    keys = torch.unique((((group * sizes[0] + source) * sizes[1] + a) * sizes[2] + b)[across])
+    described = {i: describe_tie(model, nodes[i]) for i in torch.unique(source[across]).tolist()}
     tied: list[dict[tuple[str, str, str, str], dict[str, None]]] = [{} for _ in grouping.units]
-    for g, i, *both in found:
-        tie = describe_tie(model, nodes[i])
-        tied[g].setdefault(tie, {}).update(dict.fromkeys(names[end] for end in sorted(both)))
+    for g, i, *both in zip(*(place.tolist() for place in torch.unravel_index(keys, (len(tied), *sizes))), strict=True):
+        tied[g].setdefault(described[i], {}).update(dict.fromkeys(names[end] for end in sorted(both)))
     made = [[Tie(*tie, tuple(parameters)) for tie, parameters in ties.items()] for ties in tied]
     return [[tie for tie in ties if len(tie.parameters) > 1 or not tie.layer] for ties in made]
 
@@ -256,9 +255,11 @@ def find_layer(model: nn.Module, node: fx.Node) -> str:
     if node.op == "call_module":
         own = any(True for _ in model.get_submodule(str(node.target)).parameters())
         return str(node.target) if own else ""
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    used = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and n.target not in buffers]
-    return (used[0].rpartition(".")[0] or used[0]) if used else ""
+    for name in [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]:
+        owner, _, leaf = name.rpartition(".")
+        if leaf not in model.get_submodule(owner)._buffers:
+            return owner or name
+    return ""
 
 
 def find_pins(channels: Channels) -> tuple[PinnedBy, ...]:

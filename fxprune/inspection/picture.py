@@ -96,7 +96,7 @@ def draw_legend(groups: tuple[Group, ...]) -> list[str]:
 def describe_group(group: Group) -> str:
     """One line of the legend."""
     cannot = "" if group.reason is None else ", cannot be pruned"
-    return f"{group.name}: {group.units} unit{'s' if group.units > 1 else ''}{cannot}"
+    return f"{group.name}: {group.units} unit{'' if group.units == 1 else 's'}{cannot}"
 
 
 def find_colour(group: int) -> str:

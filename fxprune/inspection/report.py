@@ -13,7 +13,7 @@ from tabulate import tabulate
 MOST_GROUPS = 100
 """How many groups the table shows; JSON has all."""
 
-WIDEST = 40
+WIDEST = 24
 """How many characters two names in one cell may take."""
 
 _FOLDERS = re.compile(r"(?<=[\s(])/\S*/(?=[^/\s]+/[^/\s]+:\d)|^/\S*/(?=[^/\s]+/[^/\s]+:\d)")
@@ -146,7 +146,7 @@ class Inspection:
         groups = sum(group.reason is None for group in self.groups)
         parts = [
             f"{self.model}: {self.parameters:,} parameters, {self.macs:,} multiply-accumulates a sample\n"
-            f"{self.units:,} prunable units in {groups:,} group{'' if groups == 1 else 's'}; "
+            f"{_count(self.units, 'prunable unit')} in {_count(groups, 'group')}; "
             f"{self.prunable_rows:,} of {self.rows:,} rows of weights can go ({share:.1%})",
             self._show_groups(),
             self._show_unprunable(),
@@ -173,7 +173,7 @@ class Inspection:
         ]
         if not rows:
             return ""
-        headers = ["group", "units", "indexes each", "parameters", "MACs", "made by", "read by", "tied by"]
+        headers = ["group", "units", "indexes", "parameters", "MACs", "made by", "read by", "tied by"]
         table = tabulate(rows, headers, colalign=("right",) * 5 + ("left",) * 3, disable_numparse=True)
         left = len(numbered) - len(rows)
         return table + (f"\n... and {left:,} more (JSON has all)" if left else "")
@@ -197,6 +197,10 @@ class Inspection:
 def shorten(where: str) -> str:
     """Leave the folders of a source line out, but for the last one."""
     return _FOLDERS.sub("", where)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _show_range(least: int, most: int) -> str:
