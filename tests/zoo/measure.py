@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,19 +251,20 @@ def check_onnx(result: Result, subject: Subject, compact: TracedModel) -> None:
     try:
         result.onnx = export(compact.float().eval(), inputs)
     except Exception:
-        with result_of_original(result):
-            export(subject.model.float().eval(), inputs)
+        result.onnx_status = "exporter cannot" if is_refused(subject.model, inputs) else "fails"
         raise
     result.onnx_status = "agrees"
 
 
-@contextmanager
-def result_of_original(result: Result) -> Iterator[None]:
-    """Note where the exporter cannot write the original either."""
+def is_refused(model: nn.Module, inputs: Any) -> bool:
+    """Whether the original cannot be exported either, for a reason that lies outside of fxprune."""
     try:
-        yield
-    except Exception:  # noqa: BLE001 - whatever it is, it is not the conversion's
-        result.onnx_status = "exporter cannot"
+        export(model.float().eval(), inputs)
+    except (ExactnessError, ExportError):
+        return True
+    except Exception:  # noqa: BLE001 - a bug of our own, whatever the model
+        return False
+    return False
 
 
 def export(model: nn.Module, inputs: Any) -> float | None:
