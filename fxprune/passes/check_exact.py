@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan, cut
 
-LOWER = (torch.float32, torch.float16, torch.bfloat16)
+PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CASTS = ("double", "float", "half", "bfloat16")
 
 SINGLE, DOUBLE = 1e-5, 1e-9
 """The largest difference, relative to how much the outputs vary with the input, that rounding explains."""
@@ -49,7 +51,8 @@ def check_module(model: nn.Module, source: TracedModel, compact: TracedModel, pa
         raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
     frozen = as_double(freeze_masks(model) if isinstance(model, PreparedModel) else source)
     doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
-    exact = compare(frozen.get_submodule(path), as_double(compact).get_submodule(path), doubled)
+    with double_by_default():
+        exact = compare(frozen.get_submodule(path), as_double(compact).get_submodule(path), doubled)
     if exact <= DOUBLE or exact <= 1e-7 * compare_precisions(frozen, path, doubled):
         return error
     raise ExactnessError(
@@ -59,24 +62,41 @@ def check_module(model: nn.Module, source: TracedModel, compact: TracedModel, pa
 
 def as_double(model: TracedModel) -> TracedModel:
     """Copy a model into double precision, with its own casts to lower ones."""
-    doubled = copy.deepcopy(model).double()
-    for node in (node for graph in doubled.graphs for node in graph.nodes):
-        if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
-            node.target = "double"
-        args, kwargs = tree_map(lambda leaf: torch.float64 if leaf in LOWER else leaf, (node.args, node.kwargs))
-        node.args, node.kwargs = args, kwargs
-    doubled.set_graphs(doubled.graphs)
-    return doubled
+    return recast(model, torch.float64)
+
+
+def recast(model: TracedModel, dtype: torch.dtype) -> TracedModel:
+    """Copy a model into another precision, with the casts to any that its code holds."""
+    copied = copy.deepcopy(model).to(dtype)
+    for node in (node for graph in copied.graphs for node in graph.nodes):
+        if node.op == "call_method" and node.target in CASTS:
+            node.target = "double" if dtype is torch.float64 else "float"
+        node.args, node.kwargs = tree_map(lambda t: dtype if t in PRECISIONS else t, (node.args, node.kwargs))
+    copied.set_graphs(copied.graphs)
+    return copied
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """Let tensors that code makes without naming a precision be in double."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @torch.no_grad()
 def compare_precisions(source: TracedModel, path: str, doubled: Inputs) -> float:
     """How far single precision leads from double: rounding there is 5e8 times larger; at most 1."""
-    model, single = source.get_submodule(path), copy.deepcopy(source).float().get_submodule(path)
+    model, single = source.get_submodule(path), recast(source, torch.float32).get_submodule(path)
     inputs = tree_map(lambda t: t.float() if is_float(t) else t, doubled)
     with in_eval_mode(model), in_eval_mode(single):
-        runs = [(outputs_of(model, a), outputs_of(single, b)) for a, b in zip(vary(doubled), vary(inputs), strict=True)]
-    return min(1.0, measure(runs))
+        with double_by_default():
+            expected = [outputs_of(model, each) for each in vary(doubled)]
+        actual = [outputs_of(single, each) for each in vary(inputs)]
+    return min(1.0, measure(list(zip(expected, actual, strict=True))))
 
 
 @torch.no_grad()
@@ -150,7 +170,7 @@ def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Ch
     graphs = zip(baked.graphs.regions, source.graphs.regions, target.graphs.regions, strict=True)
     for mine, region, smaller in graphs:
         inputs = tree_map(lambda t: t.double() if is_float(t) else t, mine.inputs)
-        with in_eval_mode(source), in_eval_mode(target):
+        with in_eval_mode(source), in_eval_mode(target), double_by_default():
             expected, actual = run_nodes(source, region.eval, inputs), run_nodes(target, smaller.eval, inputs)
         values = channels.values[list(baked.graphs).index(mine.eval)]
         for node in mine.eval.nodes:

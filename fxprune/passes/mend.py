@@ -18,12 +18,12 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
-from fxprune.model import Inputs, TracedModel, in_eval_mode
+from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze, run_code
 from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import PINNED, IdTable
-from fxprune.shadow.tensor import varying
+from fxprune.shadow.tensor import ShadowTensor, varying
 
 MOST_TRIALS = 256
 
@@ -147,6 +147,10 @@ class Mender:
         before = {n: number(self.values[n].shape, start) for n, start in zip(inputs, starts, strict=False)}
         kept = [cut(before[n], self.plan.alive_along(self.channels, self.values[n])) for n in inputs]
         after = dict(zip(smaller, kept, strict=True))
+        for n, m in zip(inputs, smaller, strict=True):
+            if is_table(self.env[m]):  # says which elements are taken, and is itself not moved
+                before[n] = find_tensor(self.model, str(n.target)) if n.op == "get_attr" else self.values[n].made
+                after[m] = self.env[m].held
         wanted, got = step(old, before, self.values, self.model), step(node, after, self.env, self.compact)
         shadows = tree_leaves(self.values[old])
         old_written, written = find_written(old), find_written(node)
@@ -320,8 +324,8 @@ class Mender:
         while stack:
             each = stack.pop()
             value = self.values[self.originals[each]] if each in self.originals else None
-            if each.op == "get_attr" and not self.env[each].is_floating_point():
-                continue  # a table of indexes
+            if each.op == "get_attr" and is_table(self.env[each]):
+                continue
             if isinstance(value, Shadow) and self.env[each] is not RAGGED:
                 sources.append(each)
             elif self.originals.get(each) in self.channels.moves:
@@ -386,6 +390,11 @@ class Mender:
         made = self.graph.get_attr(name)
         self.env[made] = self.attempt(made)
         return made
+
+
+def is_table(t: Any) -> bool:
+    """Whether a tensor is a table of indexes or a mask, made without an input of the model."""
+    return isinstance(t, ShadowTensor) and t.is_real and not t.is_floating_point()
 
 
 def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | None:

@@ -343,9 +343,15 @@ NUMBERS = ("finfo", "iinfo")
 
 @contextmanager
 def recording(tracer: ValueTracer) -> Iterator[None]:
-    """Let all that a model's code calls reach the tracer."""
-    with written_out(), answering_for_values(), TraceMode(tracer), recorded_factories(tracer):
-        yield
+    """Let all that a model's code calls reach the tracer, also functions that torch.fx was told to step over."""
+    wrapped = torch.fx._symbolic_trace._wrapped_fns_to_patch
+    stepped_over = dict(wrapped)
+    wrapped.clear()
+    try:
+        with written_out(), answering_for_values(), TraceMode(tracer), recorded_factories(tracer):
+            yield
+    finally:
+        wrapped.update(stepped_over)
 
 
 @contextmanager

@@ -220,10 +220,10 @@ def refresh_views(base: ShadowTensor, made_of_inputs: bool) -> None:
         if view is None or view.view_of is None:
             continue
         replay = view.view_of.replay
-        view.ids = tuple(compress(replay(t.expand(base.shape))) for t in base.ids)
+        view.ids = tuple(compress(replay(t.expand(base.shape).contiguous())) for t in base.ids)
         constant = base.constant
         if constant is not None:
-            constant = Constant(*(compress(replay(t.expand(base.shape))) for t in constant))
+            constant = Constant(*(compress(replay(t.expand(base.shape).contiguous())) for t in constant))
         view.constant = constant
         view.made = None
         if made_of_inputs:
