@@ -25,6 +25,7 @@ from fxprune.passes.find_dead import Plan, find_dead
 from fxprune.passes.guess_inputs import guess_inputs
 from fxprune.passes.insert_masks import insert_unit_masks, insert_weight_masks
 from fxprune.passes.mend import CannotMend
+from fxprune.passes.record import record_step
 from fxprune.passes.regions import trace_regions
 from fxprune.passes.shrink import shrink
 
@@ -72,7 +73,9 @@ def prepare(
     decompose(traced)
     channels = analyse(traced, constants=False, whole_heads=heads == "whole")
     insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
-    return insert(traced, channels, method, target, excluded)
+    prepared = insert(traced, channels, method, target, excluded)
+    prepared.whole_heads = heads == "whole"
+    return prepared
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,10 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
         source = trace_regions(model, inputs)
         bake_parametrizations(source)
         decompose(source)
-    fit_inputs(source, inputs)
-    channels = analyse(source)
+    masked = isinstance(model, PreparedModel)
+    traced = fit_inputs(source, inputs, floats=masked)
+    whole_heads = not isinstance(model, PreparedModel) or model.whole_heads
+    channels = analyse(source, whole_heads=whole_heads)
     closed = find_closed(model, channels) if isinstance(model, PreparedModel) else None
     compact, plan = shrink_all(source, channels, closed)
     error = None
@@ -134,6 +139,8 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
                 f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
                 "model; until it is mended leave that layer out with exclude=[...]"
             ) from wrong
+    step = record_step(model, source, traced, channels, plan, masked=masked, whole_heads=whole_heads)
+    compact.steps = (*(model.steps if isinstance(model, TracedModel) else ()), step)
     compact.report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)  # type: ignore[assignment]
     return compact
 
@@ -170,10 +177,16 @@ def find_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     return move_inputs(model, inputs, floats=example_inputs is None)
 
 
-def fit_inputs(source: TracedModel, inputs: Inputs) -> None:
-    """Let the graphs of a whole model take these inputs, those of regions their own, of the model's precision."""
+def fit_inputs(source: TracedModel, inputs: Inputs, floats: bool) -> dict[str, Inputs]:
+    """Let the graphs of a whole model take these inputs, those of regions their own.
+
+    Return those with which each region was traced; where `floats`, of the precision that the model has by now.
+    """
+    traced = {region.path: move_inputs(source, region.inputs, floats) for region in source.graphs.regions}
+    source.inputs = traced.get("", inputs)
     for region in source.graphs.regions:
-        region.inputs = move_inputs(source, region.inputs, floats=True) if region.path else inputs
+        region.inputs = traced[region.path] if region.path else inputs
+    return traced
 
 
 def move_inputs(model: nn.Module, inputs: Inputs, floats: bool) -> Inputs:

@@ -31,3 +31,7 @@ class OptimizerError(FxpruneError, ValueError):
 
 class ExportError(FxpruneError):
     """The file could not be written, or the runtime refuses it."""
+
+
+class PlanError(FxpruneError):
+    """A file of a converted model that cannot be written, or does not fit the model that is to become it."""

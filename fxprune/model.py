@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.masks import Masks
@@ -35,6 +36,28 @@ class Region:
         yield self.eval
         if self.train is not self.eval:
             yield self.train
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one conversion did, by names instead of by nodes, so that it can be done again on a fresh model.
+
+    `tensors` are the parameters and persistent buffers before it. What went is in `kept`: which indexes of which
+    dimension of which tensor stay. The rest are rewrites at nodes, each with the number of its graph.
+    """
+
+    class_name: str
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    inputs: Inputs  # of the whole model
+    traced: dict[str, Inputs]  # the regions by their paths, and the inputs with which they were traced,
+    converted: dict[str, Inputs]  # and made smaller
+    untraced: dict[str, str]
+    masked: bool  # whether it was a prepared model
+    whole_heads: bool
+    kept: dict[str, dict[int, list[int]]]
+    biased: tuple[tuple[int, str], ...]  # nodes into whose bias constants went
+    constants: tuple[tuple[int, str, tuple[int, ...]], ...]  # nodes that always give the same, and its shape
+    muted: tuple[tuple[int, str], ...]  # numbers among mixes and readers, and nodes
 
 
 @dataclass
@@ -75,7 +98,7 @@ class TracedModel(nn.Module):
 
     `forward` runs the graph of the current mode (`self.training`). Submodules, parameter names and
     the state dict are those of the original; a `train()` or `eval()` sets them as usual. `inputs` are the
-    example inputs with which the model was traced.
+    example inputs with which the model was traced; `steps` are the conversions behind it, the first one first.
 
     Where the whole could not be traced, `user` is the module whose own code runs, with its regions swapped in
     place, and `untraced` says what stayed outside of them and why.
@@ -93,7 +116,8 @@ class TracedModel(nn.Module):
         self._buffers = root._buffers
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
-        self.class_name = class_name or type(root).__name__
+        self.class_name = class_name or (root._get_name() if isinstance(root, TracedModel) else type(root).__name__)
+        self.steps: tuple[Step, ...] = root.steps if isinstance(root, TracedModel) else ()
         user = getattr(root, "user", root) if isinstance(root, TracedModel) else root
         self.user: nn.Module | None
         vars(self)["user"] = None if [region.path for region in graphs.regions] == [""] else user
@@ -142,6 +166,7 @@ class TracedModel(nn.Module):
         clone = type(self).__new__(type(self))
         shell = self.copy_shell(memo)
         TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
+        clone.steps = self.steps
         for name, value in vars(self).items():
             if name not in vars(clone):
                 setattr(clone, name, copy.deepcopy(value, memo))
@@ -150,8 +175,8 @@ class TracedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self.class_name}: a traced model cannot be pickled whole; save model.state_dict() and "
-            "load it into a model prepared in the same way"
+            f"{self.class_name}: a traced model cannot be pickled whole; save a prepared one's state_dict() and load it "
+            "into a model prepared in the same way, and a converted one with fxprune.save(model, path)"
         )
 
 
@@ -175,10 +200,11 @@ class PreparedModel(TracedModel):
     """A traced model with masks between its parameters and the ops that use them.
 
     `fxprune` holds the masks and their state, `plain` the graphs without them, `pinned` how many channels
-    cannot be pruned, by reason and line of the model's source.
+    cannot be pruned, by reason and line of the model's source. `whole_heads` says what of attention is one unit.
     """
 
     fxprune: Masks
+    whole_heads: bool = True
 
     def __init__(self, model: TracedModel, masks: Masks, pinned: dict[str, int]) -> None:
         super().__init__(model, model.graphs.copy(), model.class_name, model.inputs, model.untraced)
@@ -203,6 +229,16 @@ def tensors_in(value: Any) -> list[Any]:
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """List parameters and buffers under all their names."""
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def states_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and persistent buffers, under all their names, without fxprune's own of a prepared model."""
+    states = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                states[f"{path}.{name}" if path else name] = buffer  # type: ignore[assignment]
+    return {name: tensor for name, tensor in states.items() if not name.startswith("fxprune.")}
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:

@@ -152,6 +152,7 @@ class ShadowRun:
         self.model, self.table, self.constants = model, table, constants
         self.mode = ShadowMode(self.follow, table.fresh)
         self.parameters: dict[str, Shadow] = {}
+        self.own_ids: list[tuple[int, int]] = []  # ranges of ids that parameters have, not what code makes of sizes
         self.computed: dict[str, Tensor] = {}  # what each name stands for
         self.moves: set[fx.Node] = set()
         self.elementwise: set[fx.Node] = set()
@@ -163,7 +164,9 @@ class ShadowRun:
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
         """Give a parameter its ids, and let the run know it wherever it appears."""
-        shadow = ShadowTensor(tensor.detach().cpu(), self.table.fresh(tensor.shape) if ids is None else ids)
+        given = self.table.fresh(tensor.shape) if ids is None else ids
+        shadow = ShadowTensor(tensor.detach().cpu(), given)
+        self.own_ids += [(int(t.min()), int(t.max())) for t in given if t.numel()]
         self.parameters[name] = Shadow(tuple(tensor.shape), shadow.ids, None)
         self.mode.adopt(tensor, shadow)
 
@@ -173,9 +176,10 @@ class ShadowRun:
         call.moves = rule.moves
         self.only_moved &= rule.moves
         self.only_elements &= rule is ELEMENTWISE
+        deterministic = torch.Tag.nondeterministic_seeded not in call.op.tags
+        call.made = deterministic and all(t.made is not None for t in call.tensors)
         if not call.tensors:
             call.sized = self.sized
-            call.made = torch.Tag.nondeterministic_seeded not in call.op.tags
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
         call.sized = self.sized or any(t.sized for t in call.tensors)
         if rule is ELEMENTWISE:
@@ -219,7 +223,7 @@ class ShadowRun:
 
     def note_number(self, node: fx.Node, results: dict[fx.Node, Any]) -> None:
         """Note which channels a number counts, and whether it follows from numbers of channels alone."""
-        if is_width(node, results, self.widths):
+        if self.is_width(node, results):
             self.widths.add(node)
         counted = [ids for n in node.all_input_nodes for ids in self.counted.get(n, ())]
         name = getattr(node.target, "__name__", node.target)
@@ -230,6 +234,27 @@ class ShadowRun:
             tensor = results[source.args[0] if node.target is operator.getitem else source]  # type: ignore[union-attr,index]
             counted += list(tensor.ids) if isinstance(tensor, Shadow) else []
         self.counted[node] = counted
+
+    def is_width(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
+        """Whether a number is a tensor's number of channels, or computed from such numbers only."""
+        source, dim = (*node.args, None, None)[:2]
+        if isinstance(source, fx.Node) and isinstance(dim, int):
+            if node.target is operator.getitem and isinstance(source.args[0], fx.Node):
+                source = source.args[0]  # x.shape[1], x.size()[1]
+            tensor = results[source]
+            if isinstance(tensor, Shadow):
+                return self.counts_channels(tensor, dim % len(tensor.shape))
+        return bool(node.all_input_nodes) and self.widths.issuperset(node.all_input_nodes)
+
+    def counts_channels(self, tensor: Shadow, dim: int) -> bool:
+        """Whether a dimension is one of channels alone; heads that are folded into the batch are not."""
+        for t in tensor.ids:
+            line = t.movedim(dim, 0).reshape(t.size(dim), -1)[:, 0]
+            alone = varying(t) == [dim] or (dim > 0 and t.size(dim) > 1 and len(line.unique()) == len(line))
+            low, high = int(line.min()), int(line.max())
+            if alone and any(start <= low <= end or start <= high <= end for start, end in self.own_ids):
+                return True
+        return False
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
@@ -311,24 +336,6 @@ def hides_layers(module: nn.Module) -> bool:
     if hasattr(module, "parametrizations"):
         return False
     return any(True for _ in module.children()) or not set(dict(module.named_parameters())) <= {"weight", "bias"}
-
-
-def is_width(node: fx.Node, results: dict[fx.Node, Any], widths: set[fx.Node]) -> bool:
-    """Whether a number is a tensor's number of channels, or computed from such numbers only."""
-    source, dim = (*node.args, None, None)[:2]
-    if isinstance(source, fx.Node) and isinstance(dim, int):
-        if node.target is operator.getitem and isinstance(source.args[0], fx.Node):
-            source = source.args[0]  # x.shape[1], x.size()[1]
-        tensor = results[source]
-        if isinstance(tensor, Shadow):
-            return counts_channels(tensor, dim % len(tensor.shape))
-    return bool(node.all_input_nodes) and widths.issuperset(node.all_input_nodes)
-
-
-def counts_channels(tensor: Shadow, dim: int) -> bool:
-    """Whether a dimension is one of channels alone; heads that are folded into the batch are not."""
-    lines = [t.movedim(dim, 0).reshape(t.size(dim), -1)[:, 0] for t in tensor.ids if t.size(dim) > 1]
-    return bool(tensor.along(dim)) or (dim > 0 and any(len(line.unique()) == len(line) for line in lines))
 
 
 def varies_by_channel(constant: Constant, ids: Ids) -> bool:

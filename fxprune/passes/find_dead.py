@@ -47,6 +47,15 @@ class Merge:
     keeper: int  # index of the column that stays
 
 
+@dataclass(frozen=True)
+class Muted:
+    """A node that reads or counts closed units which stay, and has to leave them out."""
+
+    number: int  # among the model's mixes and readers
+    node: fx.Node
+    ids: Tensor  # [channels]
+
+
 @dataclass
 class Plan:
     """What conversion removes, and what it does first so that the outputs stay the same."""
@@ -57,6 +66,7 @@ class Plan:
     constants: dict[fx.Node, Tensor]  # nodes replaced by what they always give
     kept: dict[str, int]  # why closed units stay, and how many
     closed: Tensor  # bool, [units]; those that nothing reads or counts, whether they go or stay
+    muted: list[Muted]
 
     def alive_along(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         """For each dimension of a tensor that has channels, which of its indexes stay."""
@@ -120,7 +130,8 @@ class Search:
             keepers, merges = self.choose_keepers(hard, soft, dead)
             grown = dead | (self.may_die & ~hard & ~keepers)
             if torch.equal(grown, dead):
-                return Plan(dead, self.find_absorbed(dead), merges, self.constants, dict(self.kept), self.closed)
+                absorbed, muted = self.find_absorbed(dead), self.find_muted(dead)
+                return Plan(dead, absorbed, merges, self.constants, dict(self.kept), self.closed, muted)
             dead = grown
 
     def find_needed(self, dead: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -187,6 +198,20 @@ class Search:
             total = (reader.weight.double().sum(3) * torch.where(gone, value, 0.0)[:, None]).sum(2)
             absorbed.append((reader, total))
         return absorbed
+
+    def find_muted(self, dead: Tensor) -> list[Muted]:
+        """Find what would read or count closed units that stay: ops without weights, and weights that take some in."""
+        stays = self.closed & ~dead
+        mixes = [(mix.node, mix.ids, True) for mix in self.channels.mixes]
+        readers = [
+            (r.node, r.columns.reshape(-1), nonzero is None or bool(nonzero.any(1)[stays[columns]].any()))
+            for r, nonzero, columns in zip(self.channels.readers, self.nonzero, self.inputs, strict=True)
+        ]
+        return [
+            Muted(number, node, ids)
+            for number, (node, ids, counts) in enumerate(mixes + readers)
+            if counts and bool(stays[self.channels.units[ids]].any())
+        ]
 
     def find_emptied(self, dead: Tensor) -> list[Tensor]:
         """Find the tensors that are still computed and would lose all of a dimension; return the units of each."""

@@ -68,20 +68,13 @@ class Surgery:
 
     def mute_closed(self) -> None:
         """Leave closed units that have to stay out of everything that would read or count them."""
-        mixes = [(mix.node, mix.ids) for mix in self.channels.mixes]
-        readers = [(r.node, r.columns.reshape(-1)) for r in self.channels.readers if self.reads_closed(r)]
-        for number, (node, ids) in enumerate(mixes + readers):
-            units = self.channels.units[ids]
-            operand = self.channels.find_operand(node, ids)
-            if operand is not None and bool((self.plan.closed & ~self.plan.dead)[units].any()):
-                name = f"open_{node.name}_{number}"
-                self.add_buffer(name, (~self.plan.closed[units]).double(), (ids,))
-                use_living(self.copies[node], self.copies[operand[0]], operand[1], name)
-
-    def reads_closed(self, reader: Reader) -> bool:
-        """Whether a contraction's weight, as it is, takes something from a unit that is closed and stays."""
-        stays = (self.plan.closed & ~self.plan.dead)[self.channels.units[reader.columns]]
-        return reader.weight is None or bool((reader.weight != 0).any(3).any(1)[stays].any())
+        for muted in self.plan.muted:
+            units = self.channels.units[muted.ids]
+            operand = self.channels.find_operand(muted.node, muted.ids)
+            if operand is not None:
+                name = f"open_{muted.node.name}_{muted.number}"
+                self.add_buffer(name, (~self.plan.closed[units]).double(), (muted.ids,))
+                use_living(self.copies[muted.node], self.copies[operand[0]], operand[1], name)
 
     def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
         """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""

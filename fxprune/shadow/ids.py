@@ -150,7 +150,9 @@ def join(units: Tensor, edges: list[Tensor]) -> Tensor:
     """Unite the classes at both ends of each edge, [2, n]: repeated minima and pointer jumping."""
     if not edges:
         return units
-    ends = torch.unique(torch.cat(edges, 1), dim=1)
+    joined = torch.cat(edges, 1)
+    keys = torch.unique(joined[0] * len(units) + joined[1])
+    ends = torch.stack([keys // len(units), keys % len(units)])
     while True:
         a, b = units[ends[0]], units[ends[1]]
         if torch.equal(a, b):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fxprune.shadow.channels import align
-from fxprune.shadow.elements import pin_inputs, unknown
+from fxprune.shadow.elements import keep_shared, pin_inputs, unknown
 from fxprune.shadow.ids import IdTable
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, compress, constant_of, varying
 
@@ -62,9 +62,16 @@ def concatenate(table: IdTable, call: Call) -> list[Ids]:
     tensors, dim, stacked = joined(call)
     rank = call.outputs[0].dim()
     rows: list[dict[frozenset[int], Tensor]] = []
+    operands = []
     for t in tensors:
         ids = [align(i, t.dim()) for i in t.ids]
         ids = [i.unsqueeze(dim) for i in ids] if stacked else ids
+        shape = [*t.shape[:dim], 1, *t.shape[dim:]] if stacked else list(t.shape)
+        operands.append((ids, [1 if d == dim else size for d, size in enumerate(shape)]))
+    for index, (ids, shape) in enumerate(operands):  # what is joined along a dimension without channels
+        apart = [i for i in ids if dim in varying(i)]
+        beside = ([i for i in ids if dim not in varying(i)], shape)
+        ids = keep_shared(table, [*operands[:index], beside, *operands[index + 1 :]], index, "cat") + apart
         rows.append({frozenset(varying(i)) - {dim}: i for i in ids})
     result = []
     for key in dict.fromkeys(key for row in rows for key in row):

@@ -125,8 +125,9 @@ class ShadowMode(TorchDispatchMode):
         if isinstance(tensor, ShadowTensor):
             return tensor
         if id(tensor) not in self.memo:
-            inner = tensor.detach()
-            self.adopt(tensor, ShadowTensor(inner, self.fresh(inner.shape)))
+            shadow = ShadowTensor(tensor.detach(), self.fresh(tensor.shape))
+            shadow.made = shadow.held  # no parameter: the code made it
+            self.adopt(tensor, shadow)
         return self.memo[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
