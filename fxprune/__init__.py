@@ -8,6 +8,8 @@ from fxprune.methods.schedule import Cubic
 from fxprune.methods.st3 import ST3
 from fxprune.methods.targets import Sparsity
 from fxprune.penalty import penalty
+from fxprune.saving.load import load
+from fxprune.saving.save import save
 from fxprune.scheduler import Scheduler
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "errors",
     "export",
     "inspect",
+    "load",
     "penalty",
     "prepare",
+    "save",
 ]

@@ -238,6 +238,8 @@ class ShadowRun:
     def is_width(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
         """Whether a number is a tensor's number of channels, or computed from such numbers only."""
         source, dim = (*node.args, None, None)[:2]
+        if node.target in ("numel", "nelement", torch.numel) and isinstance(results[source], Shadow):
+            return all(self.counts_channels(results[source], d) for d in range(len(results[source].shape)))
         if isinstance(source, fx.Node) and isinstance(dim, int):
             if node.target is operator.getitem and isinstance(source.args[0], fx.Node):
                 source = source.args[0]  # x.shape[1], x.size()[1]

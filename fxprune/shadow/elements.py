@@ -105,12 +105,18 @@ def restride(table: IdTable, call: Call) -> list[Ids]:
 def fill_like(call: Call) -> list[Constant | None]:
     """Give the value of zeros_like and its kin, known whatever the input; `empty` and random kin are unknown."""
     name = call.op.overloadpacket.__name__
-    value = {"zeros_like": 0.0, "ones_like": 1.0, "zero": 0.0}.get(name)
-    if value is None and name in ("full_like", "fill"):
-        value = call.args[1] if isinstance(call.args[1], (int, float)) else None
+    value = {"zeros_like": 0.0, "ones_like": 1.0, "zero": 0.0, "new_zeros": 0.0, "new_ones": 1.0}.get(name)
+    if value is None and name in ("full_like", "fill", "new_full"):
+        given = call.args[2] if name == "new_full" else call.args[1]
+        value = given if isinstance(given, (int, float)) else None
     if value is None:
         return unknown(call)
     return [Constant(torch.tensor(value, dtype=torch.float64), torch.ones((), dtype=torch.bool))]
+
+
+def make_anew(table: IdTable, call: Call) -> list[Ids]:
+    """Give fresh ids to what takes nothing but its type from a tensor, as new_zeros does."""
+    return [table.fresh(out.shape) for out in call.outputs]
 
 
 def unknown(call: Call) -> list[Constant | None]:
