@@ -175,8 +175,8 @@ class TracedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self.class_name}: a traced model cannot be pickled whole; save a prepared one's state_dict() and load it "
-            "into a model prepared in the same way, and a converted one with fxprune.save(model, path)"
+            f"{self.class_name}: a traced model cannot be pickled whole; save a prepared one's state_dict() and load "
+            "it into a model prepared in the same way, and a converted one with fxprune.save(model, path)"
         )
 
 
@@ -233,11 +233,11 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def states_of(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and persistent buffers, under all their names, without fxprune's own of a prepared model."""
-    states = dict(model.named_parameters(remove_duplicate=False))
+    states: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for path, module in model.named_modules(remove_duplicate=False):
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
-                states[f"{path}.{name}" if path else name] = buffer  # type: ignore[assignment]
+                states[f"{path}.{name}" if path else name] = buffer
     return {name: tensor for name, tensor in states.items() if not name.startswith("fxprune.")}
 
 

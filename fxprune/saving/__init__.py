@@ -1,0 +1,1 @@
+"""Converted models in files: the plan, the tensors, and their digest."""

@@ -1,0 +1,63 @@
+"""How a file becomes the converted model again: its steps are replayed on a fresh one, and its tensors taken over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.api import Report
+from fxprune.errors import PlanError
+from fxprune.model import PreparedModel, TracedModel, find_tensor
+from fxprune.passes.record import differs
+from fxprune.passes.replay import replay
+from fxprune.saving.container import read_file
+from fxprune.saving.plan_text import read_steps
+from fxprune.saving.save import names_of
+
+
+def load(fresh_model: nn.Module, path: str | Path) -> TracedModel:
+    """Return the converted model that `save` wrote, made from a copy of `fresh_model`.
+
+    `fresh_model` is of the original's class, made with the original's arguments; it stays as it was, as does the
+    random state. Nothing of the file is run. The result gives what the saved model gave, to the last bit on the
+    same device, and is on the device and in the mode of `fresh_model`.
+
+    Raises:
+        PlanError: the file is damaged or of another kind, or does not fit the model.
+    """
+    if not isinstance(fresh_model, nn.Module):
+        raise PlanError(f"fxprune.load takes a torch.nn.Module and a path, not {type(fresh_model).__name__}")
+    if isinstance(fresh_model, PreparedModel):
+        raise PlanError("fxprune.load takes a fresh model as its class makes it, not a prepared one")
+    text, tensors = read_file(path)
+    like = next((p for p in fresh_model.parameters()), torch.zeros(()))
+    inputs = {name: t.to(like.device) for name, t in tensors.items() if name.startswith("inputs.")}
+    steps, about = read_steps(text, inputs)
+    model = fresh_model
+    for step in steps:
+        model = replay(step, model)
+    if not isinstance(model, TracedModel):
+        raise PlanError(f"{path} holds no steps; save the compact model again")
+    states = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    take_tensors(model, states, about["tied"])
+    if about["report"] is not None:
+        model.report = Report(**about["report"])  # type: ignore[assignment]
+    return model
+
+
+@torch.no_grad()
+def take_tensors(model: TracedModel, states: dict[str, Tensor], tied: dict[str, str]) -> None:
+    """Give every parameter and buffer its values from the file, strictly: the same names, shapes and ties."""
+    names = names_of(model)
+    if {name: first for first, *others in names.values() for name in others} != tied:
+        raise differs("other parameters are one and the same under several names")
+    firsts = [first for first, *_ in names.values()]
+    if set(firsts) != set(states):
+        raise differs(f"{sorted(set(firsts) ^ set(states))[0]} is only in one of the file and the replayed model")
+    for first in firsts:
+        tensor, value = find_tensor(model, first), states[first]
+        if tensor.shape != value.shape:
+            raise differs(f"{first} is {tuple(tensor.shape)} when replayed and {tuple(value.shape)} in the file")
+        tensor.data = value.to(tensor.device, copy=True)

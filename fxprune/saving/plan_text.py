@@ -1,0 +1,124 @@
+"""How steps become JSON, and back: names, numbers and nested containers; tensors of the inputs lie beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import PlanError
+from fxprune.model import Inputs, Step
+
+PLAIN = (bool, int, float, str, type(None))
+CONTAINERS: dict[str, type[tuple[Any, ...]] | type[list[Any]]] = {"tuple": tuple, "list": list}
+DTYPES = {str(t).removeprefix("torch."): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
+
+
+def write_steps(steps: tuple[Step, ...], about: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """Write steps and what else is said `about` the model as JSON; return it and the tensors of the inputs by name.
+
+    Raises:
+        PlanError: an input is an object of some class.
+    """
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    text = json.dumps({**about, "steps": [write_step(step, tensors) for step in steps]})
+    return text, dict(tensors.values())
+
+
+def write_step(step: Step, tensors: dict[int, tuple[str, Tensor]]) -> dict[str, Any]:
+    """Write one step; `tensors`, by identity, gets those of its inputs."""
+    plain = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    return {
+        **plain,
+        "tensors": {name: [list(shape), name_of(dtype)] for name, (shape, dtype) in step.tensors.items()},
+        "inputs": write_value(step.inputs, tensors),
+        "traced": {path: write_value(inputs, tensors) for path, inputs in step.traced.items()},
+        "converted": {path: write_value(inputs, tensors) for path, inputs in step.converted.items()},
+    }
+
+
+def write_value(value: Any, tensors: dict[int, tuple[str, Tensor]]) -> Any:
+    """Write one input: plain values as they are, all others as an object with one key that says their kind."""
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        name, _ = tensors.setdefault(id(value), (f"inputs.{len(tensors)}", value))
+        return {"tensor": name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": name_of(value)}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: write_value(item, tensors) for key, item in value.items()}}
+    for name, kind in CONTAINERS.items():
+        if type(value) is kind:
+            return {name: [write_value(item, tensors) for item in value]}
+    raise PlanError(
+        f"an example input is a {type(value).__name__}, and a file holds tensors, numbers, texts and tuples, lists and "
+        "dicts of them; convert with example_inputs of these kinds, or save compact.state_dict()"
+    )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Step, ...], dict[str, Any]]:
+    """Read what `write_steps` wrote.
+
+    Raises:
+        PlanError: something is missing, or of another kind.
+    """
+    try:
+        about = json.loads(text)
+        return tuple(read_step(step, tensors) for step in about.pop("steps")), about
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PlanError(f"the plan in the file cannot be read ({error!r}); save the compact model again") from error
+
+
+def read_step(step: dict[str, Any], tensors: dict[str, Tensor]) -> Step:
+    """Read one step."""
+    return Step(
+        class_name=str(step["class_name"]),
+        tensors={name: (whole(shape), DTYPES[dtype]) for name, (shape, dtype) in step["tensors"].items()},
+        inputs=read_inputs(step["inputs"], tensors),
+        traced={path: read_inputs(inputs, tensors) for path, inputs in step["traced"].items()},
+        converted={path: read_inputs(inputs, tensors) for path, inputs in step["converted"].items()},
+        untraced={str(path): str(reason) for path, reason in step["untraced"].items()},
+        masked=bool(step["masked"]),
+        whole_heads=bool(step["whole_heads"]),
+        kept={n: {int(dim): list(whole(i)) for dim, i in dims.items()} for n, dims in step["kept"].items()},
+        biased=tuple((int(graph), str(name)) for graph, name in step["biased"]),
+        constants=tuple((int(graph), str(name), whole(shape)) for graph, name, shape in step["constants"]),
+        muted=tuple((int(number), str(name)) for number, name in step["muted"]),
+    )
+
+
+def whole(numbers: list[Any]) -> tuple[int, ...]:
+    """Read sizes or indexes, none of them negative."""
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"{numbers} are no sizes")
+    return tuple(numbers)
+
+
+def read_inputs(value: Any, tensors: dict[str, Tensor]) -> Inputs:
+    """Read positional and keyword inputs."""
+    args, kwargs = read_value(value, tensors)
+    if type(args) is not tuple or type(kwargs) is not dict:
+        raise ValueError("the inputs are no pair of positional and keyword ones")
+    return args, kwargs
+
+
+def read_value(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Read what `write_value` wrote."""
+    if type(value) in PLAIN:
+        return value
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "dtype":
+        return DTYPES[held]
+    if kind == "dict":
+        return {key: read_value(item, tensors) for key, item in held.items()}
+    return CONTAINERS[kind](read_value(item, tensors) for item in held)
