@@ -125,8 +125,7 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
         decompose(source)
     masked = isinstance(model, PreparedModel)
     traced = fit_inputs(source, inputs, floats=masked)
-    whole_heads = not isinstance(model, PreparedModel) or model.whole_heads
-    channels = analyse(source, whole_heads=whole_heads)
+    channels = analyse(source, whole_heads=not isinstance(model, PreparedModel) or model.whole_heads)
     closed = find_closed(model, channels) if isinstance(model, PreparedModel) else None
     compact, plan = shrink_all(source, channels, closed)
     error = None
@@ -139,7 +138,7 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
                 f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
                 "model; until it is mended leave that layer out with exclude=[...]"
             ) from wrong
-    step = record_step(model, source, traced, channels, plan, masked=masked, whole_heads=whole_heads)
+    step = record_step(model, source, traced, channels, plan, masked)
     compact.steps = (*(model.steps if isinstance(model, TracedModel) else ()), step)
     compact.report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)  # type: ignore[assignment]
     return compact

@@ -58,6 +58,7 @@ class Channels:
     used: set[str]  # weights of contractions that something else uses, too
     pins: dict[Pin, Tensor]
     ties: list[tuple[fx.Node | None, Tensor]]  # what united ids: the node, and the ids at both ends, [2, n]
+    whole_heads: bool  # what is one unit of attention
 
     def units_along(self, name: str, dim: int) -> Tensor:
         """The unit of each index of a parameter's dimension, [size]."""
@@ -119,6 +120,7 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
         table.used,
         pins,
         list(zip(table.tied_by, table.edges, strict=True)),
+        whole_heads,
     )
 
 

@@ -63,7 +63,7 @@ class Mender:
 
     def run_all(self, inputs: Inputs, shadows: dict[str, Shadow]) -> None:
         """Run the graph, mending each node that needs it."""
-        table = IdTable(count=len(self.channels.units))
+        table = IdTable(count=len(self.channels.units), whole_heads=self.channels.whole_heads)
         self.limit = 1 + max((int(t.max()) for s in shadows.values() for t in s.ids if t.numel()), default=0)
         self.run = ShadowRun(self.compact, table, constants=False)
         for name, shadow in shadows.items():

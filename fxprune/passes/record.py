@@ -13,8 +13,7 @@ from fxprune.shadow.ids import Reader
 
 
 def record_step(
-    model: nn.Module, source: TracedModel, traced: dict[str, Inputs], channels: Channels, plan: Plan,
-    *, masked: bool, whole_heads: bool,
+    model: nn.Module, source: TracedModel, traced: dict[str, Inputs], channels: Channels, plan: Plan, masked: bool
 ) -> Step:  # fmt: skip
     """Write down what `plan` removes from `source`, which is `model` without its masks.
 
@@ -29,7 +28,7 @@ def record_step(
         converted={region.path: region.inputs for region in source.graphs.regions},
         untraced=source.untraced,
         masked=masked,
-        whole_heads=whole_heads,
+        whole_heads=channels.whole_heads,
         kept=find_kept(channels, plan.dead),
         biased=tuple((graphs[reader.node.graph], reader.node.name) for reader, _ in plan.absorbed),
         constants=tuple((graphs[n.graph], n.name, tuple(value.shape)) for n, value in plan.constants.items()),
