@@ -132,15 +132,25 @@ class TracedModel(nn.Module):
     def set_graphs(self, graphs: Graphs) -> None:
         """Replace the graphs and compile them; what runs a region is put into its place."""
         self.graphs = graphs
-        for region in graphs.regions:
-            run = RegionForward(self, region)
+        self.runs = [RegionForward(self, region) for region in graphs.regions]
+        for region, run in zip(graphs.regions, self.runs, strict=True):
             if region.path:
                 vars(self.get_submodule(region.path))["forward"] = run
             else:
                 self.run_graph = run
-        first = next(iter(graphs))
-        parameters = list(inspect.signature(compile_graph(first)).parameters.values())
-        self.forward_signature = inspect.Signature(parameters[1:])
+
+    def compile_graphs(self) -> TracedModel:
+        """Turn all graphs into functions now instead of in the first forward, which torch.compile may be reading."""
+        for run in self.runs:
+            run.compile()
+        return self
+
+    @property
+    def forward_signature(self) -> inspect.Signature:
+        """What `forward` takes, as the user's model named it."""
+        run = compile_graph(self.graphs.regions[0].eval) if self.user is None else self.user.forward
+        parameters = list(inspect.signature(run).parameters.values())
+        return inspect.Signature(parameters[1:] if self.user is None else parameters)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.user is None:
@@ -170,6 +180,8 @@ class TracedModel(nn.Module):
         for name, value in vars(self).items():
             if name not in vars(clone):
                 setattr(clone, name, copy.deepcopy(value, memo))
+        if self.runs[0].run_eval is not None:
+            clone.compile_graphs()
         memo[id(self)] = clone
         return clone
 
@@ -184,13 +196,21 @@ class RegionForward:
     """The forward of one traced module: the graph of its mode, on the parameters of the whole model."""
 
     def __init__(self, model: TracedModel, region: Region) -> None:
-        self.model, self.path = model, region.path
-        self.run_eval = compile_graph(region.eval)
-        self.run_train = self.run_eval if region.train is region.eval else compile_graph(region.train)
+        self.model, self.region, self.path = model, region, region.path
+        self.run_eval: Callable[..., Any] | None = None  # compiled when first called
+        self.run_train: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.run_eval is None or self.run_train is None:
+            self.compile()
         training = self.model.get_submodule(self.path).training if self.path else self.model.training
         return (self.run_train if training else self.run_eval)(self.model, *args, **kwargs)
+
+    def compile(self) -> None:
+        """Turn the graphs into functions."""
+        self.run_eval = compile_graph(self.region.eval)
+        shared = self.region.train is self.region.eval
+        self.run_train = self.run_eval if shared else compile_graph(self.region.train)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place

@@ -14,13 +14,12 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import GuardViolated, TraceError
@@ -200,7 +199,7 @@ class ValueTracer(fx.Tracer):
 
     def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node on values, with the tracer out of the way; modules run in eval mode, states unharmed."""
-        with self.untraced(patched=kind == "call_method"), torch.no_grad():
+        with self.untraced(), torch.no_grad():
             if kind == "get_attr":
                 return operator.attrgetter(target)(self.root)
             if kind == "call_method":
@@ -211,18 +210,17 @@ class ValueTracer(fx.Tracer):
                 return module(*args, **kwargs)
 
     @contextmanager
-    def untraced(self, patched: bool) -> Iterator[None]:
-        """Run code without recording it; all but methods of tensors need the patches of torch.fx undone, too."""
+    def untraced(self) -> Iterator[None]:
+        """Run code without recording it."""
         self.recording = False
         try:
-            with nullcontext() if patched else _maybe_revert_all_patches():
-                yield
+            yield
         finally:
             self.recording = True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Turn each access to a parameter or buffer into one `get_attr` node."""
-        if not isinstance(attr_val, Tensor) or id(attr_val) not in self.names:
+        if not self.recording or not isinstance(attr_val, Tensor) or id(attr_val) not in self.names:
             return attr_val
         name = self.names[id(attr_val)]
         if name not in parameter_proxy_cache:
@@ -230,6 +228,8 @@ class ValueTracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not self.recording:
+            return forward(*args, **kwargs)
         try:
             name = self.path_of_module(m)
         except NameError:  # made by the code that runs, as `nn.ReLU()(x)`
