@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from fxprune.passes.insert_masks import insert_unit_masks, insert_weight_masks
 from fxprune.passes.mend import CannotMend
 from fxprune.passes.record import record_step
 from fxprune.passes.regions import trace_regions
+from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
 
 Heads = Literal["whole", "inner"]
@@ -74,6 +75,7 @@ def prepare(
     channels = analyse(traced, constants=False, whole_heads=heads == "whole")
     insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
     prepared = insert(traced, channels, method, target, excluded)
+    prepared.compile_graphs()
     prepared.whole_heads = heads == "whole"
     return prepared
 
@@ -98,7 +100,19 @@ class Report:
         return "\n".join([*lines, checked])
 
 
-def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True) -> TracedModel:
+@overload
+def convert(
+    model: nn.Module, example_inputs: Any = None, *, check: bool = True, into: None = None
+) -> TracedModel: ...  # fmt: skip
+
+
+@overload
+def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True, into: Model) -> Model: ...
+
+
+def convert(
+    model: nn.Module, example_inputs: Any = None, *, check: bool = True, into: Model | None = None
+) -> TracedModel | Model:
     """Return a smaller dense model that computes what `model.eval()` computes.
 
     A prepared model loses what its gates close, as they are now; any other model loses what is provably
@@ -109,13 +123,17 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
         model: a prepared model, or any other that can be traced.
         example_inputs: as for `prepare`; a prepared model brings its own.
         check: run both models and compare.
+        into: the model as it was before `prepare`. The result is then a copy of it with smaller layers, whose own
+            code runs, so that its other methods survive; compared with the compact model in any case.
 
     Raises:
         ExactnessError: the outputs differ by more than rounding; the first node that differs is named.
+        IntoError: the class of `into` cannot hold the smaller model; the first node that is why is named.
     """
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"convert takes a torch.nn.Module, not {type(model).__name__}")
     check_surroundings(model)
+    check_into(into)
     inputs = find_inputs(model, example_inputs)
     if isinstance(model, PreparedModel):
         source = bake_masks(model)
@@ -138,10 +156,13 @@ def convert(model: nn.Module, example_inputs: Any = None, *, check: bool = True)
                 f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
                 "model; until it is mended leave that layer out with exclude=[...]"
             ) from wrong
+    compact.compile_graphs()
     step = record_step(model, source, traced, channels, plan, masked)
     compact.steps = (*(model.steps if isinstance(model, TracedModel) else ()), step)
-    compact.report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)  # type: ignore[assignment]
-    return compact
+    report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)
+    result = compact if into is None else resize_original(into, compact, inputs)
+    result.report = report  # type: ignore[assignment]
+    return result
 
 
 def shrink_all(
@@ -215,6 +236,16 @@ def check_arguments(model: nn.Module, method: Method, target: Sparsity, granular
         raise TargetError(f"granularity={granularity!r}: give 'weight' or 'channel'")
     if heads not in ("whole", "inner"):
         raise TargetError(f"heads={heads!r}: give 'whole' or 'inner'")
+
+
+def check_into(into: Any) -> None:
+    """Refuse an original that is none, before any work."""
+    if isinstance(into, TracedModel):
+        raise FxpruneError("into=... takes the model as it was before prepare, not one that fxprune returned")
+    if into is not None and not isinstance(into, nn.Module):
+        raise FxpruneError(f"into=... takes a torch.nn.Module, not {type(into).__name__}")
+    if not isinstance(getattr(into, "report", None), Report | None):
+        raise FxpruneError("the model has an attribute `report`, where convert puts its own; rename it")
 
 
 def check_surroundings(model: nn.Module) -> None:

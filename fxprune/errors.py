@@ -35,3 +35,7 @@ class ExportError(FxpruneError):
 
 class PlanError(FxpruneError):
     """A file of a converted model that cannot be written, or does not fit the model that is to become it."""
+
+
+class IntoError(FxpruneError):
+    """The class of the original cannot hold the converted model; the message names the first node that is why."""

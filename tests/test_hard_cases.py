@@ -207,3 +207,25 @@ def test_a_part_without_gradients_leaves_the_callers_mode_alone() -> None:
     with torch.no_grad():
         inside = fxprune.prepare(Hard(body), torch.randn(4, 10))
     assert inside(torch.randn(3, 10)).requires_grad
+
+
+def test_random_numbers_in_empty_tensors_are_not_taken_for_a_table() -> None:
+    class StochasticDepth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.h = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            if self.training:
+                noise = torch.empty([y.shape[0], 1], dtype=y.dtype)
+                return self.h(y + self.b(y) * noise.bernoulli_(0.9))
+            return self.h(y + self.b(y))
+
+    junk = [torch.full((n, 1), float(n)).double() for n in range(1, 50)]
+    del junk  # so that fresh memory is not zero
+    prepared = fxprune.prepare(StochasticDepth().double(), torch.randn(4, 4).double())
+    close_units(prepared, 0.4)
+    compact = fxprune.convert(prepared)
+    assert not [node for graph in compact.graphs for node in graph.nodes if node.target is torch.index_select]
+    assert compact.train()(torch.randn(7, 4).double()).shape == (7, 2)

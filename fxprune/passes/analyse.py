@@ -178,8 +178,8 @@ class ShadowRun:
         call.moves = rule.moves
         self.only_moved &= rule.moves
         self.only_elements &= rule is ELEMENTWISE
-        deterministic = torch.Tag.nondeterministic_seeded not in call.op.tags
-        call.made = deterministic and all(t.made is not None for t in call.tensors)
+        random = torch.Tag.nondeterministic_seeded in call.op.tags or "empty" in call.op.overloadpacket.__name__
+        call.made = not random and all(t.made is not None for t in call.tensors)
         if not call.tensors:
             call.sized = self.sized
             return [(self.table.fresh(out.shape), None) for out in call.outputs]

@@ -48,25 +48,26 @@ def check_structure(step: Step, model: nn.Module) -> None:
     name = model.class_name if isinstance(model, TracedModel) else type(model).__name__
     if name != step.class_name:
         raise PlanError(
-            f"the file holds a converted {step.class_name}, and the model is a {name}; give fxprune.load a fresh "
-            f"{step.class_name}, made with the arguments of the original"
+            f"what was converted is a {step.class_name}, and this model is a {name}; give a {step.class_name}, made "
+            "with the arguments of the original"
         )
     states = states_of(model)
     for key, (shape, _) in step.tensors.items():
         if key not in states:
             raise PlanError(
-                f"{key} of the converted {name} is missing in the fresh one; make it with the arguments of the original"
+                f"{key} of the {name} that was converted is missing in this one; make it with the arguments of the "
+                "original"
             )
         if tuple(states[key].shape) != shape:
             raise PlanError(
-                f"{key} has the shape {tuple(states[key].shape)} and had {shape} before conversion; make the fresh "
-                f"{name} with the arguments of the original, not of the compact model"
+                f"{key} has the shape {tuple(states[key].shape)} and had {shape} before conversion; make the {name} "
+                "with the arguments of the original"
             )
     more = next((key for key in states if key not in step.tensors), None)
     if more is not None:
         raise PlanError(
-            f"the fresh {name} has a tensor {more} that the converted one had not; make it with the arguments of the "
-            "original"
+            f"this {name} has a tensor {more} that the one which was converted had not; make it with the arguments of "
+            "the original"
         )
 
 
