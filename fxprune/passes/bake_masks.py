@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fxprune.masks import UnitMask, WeightMask
-from fxprune.model import PreparedModel, TracedModel, find_tensor
+from fxprune.model import PreparedModel, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels
 
 
@@ -19,12 +19,16 @@ def bake_masks(prepared: PreparedModel) -> TracedModel:
 
     Parametrizations (weight norm, spectral norm) are baked too; `prepared` stays as it was.
     """
-    values = {mask.parameter: mask(find_tensor(prepared, mask.parameter)) for _, _, mask in masks_of(prepared)}
-    shell = prepared.copy_shell({})
+    masks = {mask.parameter: mask for _, _, mask in masks_of(prepared)}
+    with in_eval_mode(prepared):  # spectral norm goes on estimating whenever its weight is read in training mode
+        own = {name: find_tensor(prepared, name) for name in masks}
+    values = {name: mask(own[name]) for name, mask in masks.items()}
+    ready = {id(own[name]): nn.Parameter(value, own[name].requires_grad) for name, value in values.items()}
+    shell = prepared.copy_shell(ready)  # what is masked is copied as the mask leaves it
     del shell._modules["fxprune"]
     bake_parametrizations(shell)
-    for name, value in values.items():
-        find_tensor(shell, name).data = value.clone()
+    for name, value in values.items():  # what a parametrization computed is a parameter only now
+        find_tensor(shell, name).data = value
     return TracedModel(shell, prepared.plain.copy(), prepared.class_name, prepared.inputs, prepared.untraced)
 
 

@@ -91,62 +91,60 @@ def double_by_default() -> Iterator[None]:
 def compare_precisions(source: TracedModel, path: str, doubled: Inputs) -> float:
     """How far single precision leads from double: rounding there is 5e8 times larger; at most 1."""
     model, single = source.get_submodule(path), recast(source, torch.float32).get_submodule(path)
-    inputs = tree_map(lambda t: t.float() if is_float(t) else t, doubled)
     with in_eval_mode(model), in_eval_mode(single):
         with double_by_default():
-            expected = [outputs_of(model, each) for each in vary(doubled)]
-        actual = [outputs_of(single, each) for each in vary(inputs)]
-    return min(1.0, measure(list(zip(expected, actual, strict=True))))
+            expected = run_varied(model, doubled)
+        lowered = [tree_map(lambda t: t.float() if is_float(t) else t, each) for each, _ in expected]
+        actual = [outputs_of(single, each) for each in lowered]
+    return min(1.0, measure([(outputs, own) for (_, outputs), own in zip(expected, actual, strict=True)]))
 
 
 @torch.no_grad()
 def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
     """The largest difference of any output, divided by how much that output varies over inputs."""
     with in_eval_mode(source), in_eval_mode(compact):
-        runs = [(outputs_of(source, each), outputs_of(compact, each)) for each in vary(inputs)]
-        worst = measure(runs)
-        larger = grow_batch(inputs)
-        try:
-            expected = outputs_of(source, larger)
-        except (RuntimeError, ValueError, FxpruneError):  # the model takes no other batch
-            return worst
-        return max(worst, measure([(expected, outputs_of(compact, larger))]))
+        expected = run_varied(source, inputs)
+        runs = [(outputs, outputs_of(compact, each)) for each, outputs in expected]
+    return measure(runs)
+
+
+def run_varied(model: nn.Module, inputs: Inputs) -> list[tuple[Inputs, list[Tensor]]]:
+    """Run a model on the inputs, and on a larger batch of them with noise of their own size; whole numbers stay."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = tree_map_only(Tensor, lambda t: add_noise(t, generator), inputs)
+    larger = tree_map_only(Tensor, lambda t: torch.cat([t, t[: (len(t) + 1) // 2]]) if t.dim() else t, noisy)
+    first = (inputs, outputs_of(model, inputs))
+    try:
+        return [first, (larger, outputs_of(model, larger))]
+    except (RuntimeError, ValueError, FxpruneError):  # the model takes no other batch
+        return [first, (noisy, outputs_of(model, noisy))]
 
 
 def measure(runs: list[tuple[list[Tensor], list[Tensor]]]) -> float:
-    """Compare the outputs of several runs, each of both models; differences are relative to the spread over runs."""
+    """Compare the outputs of several runs, each of both models; differences are relative to the spread over all."""
     worst = 0.0
     for output in range(len(runs[0][0])):
-        expected, actual = (torch.stack([run[which][output] for run in runs]).double() for which in (0, 1))
-        if not expected.numel():
+        pairs = [(expected[output].double(), actual[output].double()) for expected, actual in runs]
+        if any(a.shape != b.shape for a, b in pairs):
+            return float("inf")
+        pairs = [pair for pair in pairs if pair[0].numel()]
+        if not pairs:
             continue
-        samples = expected.flatten(0, 1) if expected.dim() > 1 else expected  # of all runs and of the batch
-        spread = (samples.amax(0) - samples.amin(0)).max()
-        size = spread if spread > 1e-6 * expected.abs().max() else expected.abs().max().clamp(min=1e-30)
-        difference = torch.where(expected.isnan() & actual.isnan(), 0.0, (expected - actual).abs()).max()
-        worst = max(worst, float("inf") if difference.isnan() else float(difference / size))
+        rows = [expected.reshape(len(expected) if expected.dim() > 1 else 1, -1) for expected, _ in pairs]
+        samples = torch.cat([row for row in rows if row.size(1) == rows[0].size(1)])  # of all runs and of the batch
+        spread, size = (samples.amax(0) - samples.amin(0)).max(), samples.abs().max()
+        scale = spread if spread > 1e-6 * size else size.clamp(min=1e-30)
+        for expected, actual in pairs:
+            difference = torch.where(expected.isnan() & actual.isnan(), 0.0, (expected - actual).abs()).max()
+            worst = max(worst, float("inf") if difference.isnan() else float(difference / scale))
     return worst
 
 
-def grow_batch(inputs: Inputs) -> Inputs:
-    """Repeat every input along its first dimension, once and a half."""
-    return tree_map_only(Tensor, lambda t: torch.cat([t, t[: (len(t) + 1) // 2]]) if t.dim() else t, inputs)  # type: ignore[no-any-return]
-
-
-def vary(inputs: Inputs) -> Iterator[Inputs]:
-    """The inputs as they are, and twice with noise of their own size; whole numbers stay."""
-    yield inputs
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        yield tree_map_only(
-            Tensor,
-            lambda t: (
-                (t + torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0).clamp(min=0.1))
-                if is_float(t)
-                else t
-            ),
-            inputs,
-        )
+def add_noise(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise as large as the tensor's own deviation."""
+    if not t.is_floating_point():
+        return t
+    return t + torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0).clamp(min=0.1)
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:

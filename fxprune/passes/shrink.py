@@ -25,7 +25,7 @@ def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
     Raises:
         CannotMend: the graph has no form for so few units; those that the error names have to stay.
     """
-    surgery = Surgery(model, copy.deepcopy(model), channels, plan)
+    surgery = Surgery(model, copy_sharing(model), channels, plan)
     surgery.carry_constants()
     surgery.slice_parameters()
     resize_modules(surgery.compact)
@@ -36,6 +36,15 @@ def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
     resize_modules(surgery.compact)
     surgery.compact.set_graphs(surgery.compact.graphs)
     return surgery.compact
+
+
+def copy_sharing(model: TracedModel) -> TracedModel:
+    """Copy a model without the contents of its tensors; `slice_parameters` gives the copy its own."""
+    memo: dict[int, Any] = {}
+    for _, tensor in named_tensors(model):
+        shared = tensor.detach()
+        memo[id(tensor)] = nn.Parameter(shared, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shared
+    return copy.deepcopy(model, memo)
 
 
 @dataclass
@@ -161,7 +170,7 @@ def merge_columns(weight: nn.Parameter, merge: Merge) -> None:
     value = merge.reader.constant.value
     ratio = torch.where(merge.columns, value / value[:, merge.keeper : merge.keeper + 1], 0.0)
     # [groups, rows, columns, ...], or with rows and columns transposed
-    grouped = weight.data.double().reshape(len(ratio), -1, *weight.shape[1:])
+    grouped = weight.data.to(torch.float64, copy=True).reshape(len(ratio), -1, *weight.shape[1:])
     dim = 2 if merge.reader.dim == 1 else 1
     shape = [len(ratio)] + [ratio.size(1) if d == dim else 1 for d in range(1, grouped.dim())]
     grouped.select(dim, merge.keeper).add_((grouped * ratio.view(shape).to(grouped.device)).sum(dim))

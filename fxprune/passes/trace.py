@@ -57,7 +57,8 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs) -> Region:
     module = root.get_submodule(path)
     modes = {part: part.training for part in module.modules()}
     try:
-        train, evaluated = (trace_mode(module.train(training), inputs) for training in (True, False))
+        earlier: dict[str, tuple[fx.Node, Any]] = {}
+        train, evaluated = (trace_mode(module.train(training), inputs, earlier) for training in (True, False))
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -79,11 +80,14 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def trace_mode(root: nn.Module, inputs: Inputs) -> fx.Graph:
-    """Trace the mode that `root` is in; buffers that the forward pass changes are put back."""
+def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]]) -> fx.Graph:
+    """Trace the mode that `root` is in; buffers that the forward pass changes are put back.
+
+    `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
+    """
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
     attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in root.modules()]
-    tracer = ValueTracer(inputs)
+    tracer = ValueTracer(inputs, earlier)
     try:
         with torch.random.fork_rng(devices=[]), recording(tracer):
             graph = tracer.trace(root)
@@ -121,9 +125,10 @@ class ValueTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]]) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.earlier = inputs, earlier
+        self.same: set[fx.Node] = set()  # nodes that the other mode has, too
         self.guarded: set[fx.Node] = set()
         self.recording = False
 
@@ -187,7 +192,9 @@ class ValueTracer(fx.Tracer):
                 f"{find_user_line()}: {target}() lets the code go on by the values of a tensor, so no one graph "
                 "computes this model; compute with tensors, or keep this code out of the model that is prepared"
             )
-        value = self.run(kind, target, unwrap(args), unwrap(kwargs))
+        value = self.reuse(node, data)
+        if value is None:
+            value = self.run(kind, target, unwrap(args), unwrap(kwargs))
         if isinstance(value, Tensor):
             node.meta["shape"] = tuple(value.shape)
         if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
@@ -195,7 +202,19 @@ class ValueTracer(fx.Tracer):
             data = (numbers and target not in (len, tuple)) or (
                 data and getattr(target, "__name__", target) in _READS_DATA
             )
+        self.earlier[node.name] = (node, value)
         return None if value is None else ValueProxy(node, self, value, data)
+
+    def reuse(self, node: fx.Node, data: bool) -> Any:
+        """The value of the same node in the other mode: where it depends on an input, only its shape is looked at."""
+        twin, value = self.earlier.get(node.name, (node, None))
+        same = (twin.op, twin.target, str(twin.args), str(twin.kwargs)) == (
+            node.op, node.target, str(node.args), str(node.kwargs),
+        )  # fmt: skip
+        if not same or not all(n in self.same or n.op == "placeholder" for n in node.all_input_nodes):
+            return None
+        self.same.add(node)
+        return value if data and isinstance(value, Tensor) else None
 
     def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node on values, with the tracer out of the way; modules run in eval mode, states unharmed."""
