@@ -60,6 +60,7 @@ def masks_of(prepared: PreparedModel) -> list[tuple[nn.ModuleDict, str, WeightMa
     return found
 
 
+@torch.enable_grad()  # without gradients, torch makes a buffer of a weight that two parameters give
 def bake_parametrizations(model: nn.Module) -> None:
     """Replace each parametrized tensor by what its parametrization computes."""
     for module in model.modules():

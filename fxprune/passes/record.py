@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError
 from fxprune.model import Inputs, Step, TracedModel, states_of
-from fxprune.passes.analyse import Channels
+from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.find_dead import Muted, Plan
 from fxprune.shadow.ids import Reader
 
@@ -58,11 +58,16 @@ def rebuild_plan(step: Step, source: TracedModel, channels: Channels) -> Plan:
     unread = [(mix.node, mix.ids) for mix in channels.mixes]
     unread += [(reader.node, reader.columns.reshape(-1)) for reader in channels.readers]
     nothing = torch.zeros(len(channels.units), dtype=torch.bool)
+    constants = {find_node(nodes, (graph, name)): torch.zeros(shape) for graph, name, shape in step.constants}
+    for node, value in constants.items():
+        shadow = next(values[node] for values in channels.values if node in values)
+        if not isinstance(shadow, Shadow) or len(shadow.shape) != value.dim():
+            raise differs(f"the result of the node {node.name} has other dimensions")
     return Plan(
         dead=find_removed(step, channels),
-        absorbed=[absorb_nothing(readers[find_node(nodes, key)]) for key in step.biased],
+        absorbed=[absorb_nothing(readers, find_node(nodes, key)) for key in step.biased],
         merges=[],  # change weights alone
-        constants={find_node(nodes, (graph, name)): torch.zeros(shape) for graph, name, shape in step.constants},
+        constants=constants,
         kept={},
         closed=nothing,
         muted=[find_muted(unread, number, name) for number, name in step.muted],
@@ -91,8 +96,10 @@ def find_node(nodes: dict[tuple[int, str], fx.Node], key: tuple[int, str]) -> fx
     return nodes[key]
 
 
-def absorb_nothing(reader: Reader) -> tuple[Reader, Tensor]:
-    return reader, torch.zeros(reader.rows.shape)
+def absorb_nothing(readers: dict[fx.Node, Reader], node: fx.Node) -> tuple[Reader, Tensor]:
+    if node not in readers:
+        raise differs(f"the node {node.name} no longer multiplies with a weight")
+    return readers[node], torch.zeros(readers[node].rows.shape)
 
 
 def find_muted(unread: list[tuple[fx.Node, Tensor]], number: int, name: str) -> Muted:

@@ -41,10 +41,10 @@ def load(fresh_model: nn.Module, path: str | Path) -> TracedModel:
     if not isinstance(model, TracedModel):
         raise PlanError(f"{path} holds no steps; save the compact model again")
     states = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    take_tensors(model, states, about["tied"])
-    if about["report"] is not None:
-        model.report = Report(**about["report"])  # type: ignore[assignment]
-    return model
+    take_tensors(model, states, about.tied)
+    if about.report is not None:
+        model.report = Report(**about.report)  # type: ignore[assignment]
+    return model.compile_graphs()
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,22 @@ CONTAINERS: dict[str, type[tuple[Any, ...]] | type[list[Any]]] = {"tuple": tuple
 DTYPES = {str(t).removeprefix("torch."): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
 
 
-def write_steps(steps: tuple[Step, ...], about: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
-    """Write steps and what else is said `about` the model as JSON; return it and the tensors of the inputs by name.
+class About(NamedTuple):
+    """What a file says besides the steps: the numbers of the report, and names that are one tensor with another."""
+
+    report: dict[str, Any] | None
+    tied: dict[str, str]
+
+
+def write_steps(steps: tuple[Step, ...], about: About) -> tuple[str, dict[str, Tensor]]:
+    """Write steps and what is said besides as JSON; return it and the tensors of the inputs by name.
 
     Raises:
         PlanError: an input is an object of some class.
     """
     tensors: dict[int, tuple[str, Tensor]] = {}
-    text = json.dumps({**about, "steps": [write_step(step, tensors) for step in steps]})
+    written = [write_step(step, tensors) for step in steps]
+    text = json.dumps({"torch": torch.__version__, **about._asdict(), "steps": written})
     return text, dict(tensors.values())
 
 
@@ -64,7 +72,7 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Step, ...], dict[str, Any]]:
+def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Step, ...], About]:
     """Read what `write_steps` wrote.
 
     Raises:
@@ -72,13 +80,15 @@ def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Step, ...],
     """
     try:
         about = json.loads(text)
-        return tuple(read_step(step, tensors) for step in about.pop("steps")), about
+        return tuple(read_step(step, tensors) for step in about["steps"]), About(about["report"], dict(about["tied"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PlanError(f"the plan in the file cannot be read ({error!r}); save the compact model again") from error
 
 
 def read_step(step: dict[str, Any], tensors: dict[str, Tensor]) -> Step:
     """Read one step."""
+    if step["traced"].keys() != step["converted"].keys():
+        raise ValueError("not every region has its inputs")
     return Step(
         class_name=str(step["class_name"]),
         tensors={name: (whole(shape), DTYPES[dtype]) for name, (shape, dtype) in step["tensors"].items()},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from fxprune.api import Report
 from fxprune.errors import PlanError
 from fxprune.model import PreparedModel, TracedModel, find_tensor, named_tensors
 from fxprune.saving.container import write_file
-from fxprune.saving.plan_text import write_steps
+from fxprune.saving.plan_text import About, write_steps
 
 
 def save(compact: nn.Module, path: str | Path) -> None:
@@ -34,11 +33,10 @@ def save(compact: nn.Module, path: str | Path) -> None:
         raise PlanError(f"fxprune.save takes what fxprune.convert returns, not a {type(compact).__name__}")
     names = names_of(compact)
     report = getattr(compact, "report", None)
-    about: dict[str, Any] = {
-        "torch": torch.__version__,
-        "report": dataclasses.asdict(report) if isinstance(report, Report) else None,
-        "tied": {name: same for same, *others in names.values() for name in others},
-    }
+    about = About(
+        report=dataclasses.asdict(report) if isinstance(report, Report) else None,
+        tied={name: first for first, *others in names.values() for name in others},
+    )
     text, tensors = write_steps(compact.steps, about)
     tensors |= {f"model.{first}": find_tensor(compact, first) for first, *_ in names.values()}
     layout = torch.contiguous_format
