@@ -10,8 +10,8 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    example = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.S))
     monkeypatch.chdir(tmp_path)
     exec(compile(example, str(README), "exec"), {})
     assert (tmp_path / "compact.onnx").stat().st_size > 0
