@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxprune.errors import ExactnessError, ExportError
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
+from fxprune.export.graph_constants import get_input, read_constant
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
 from fxprune.export.ort_cpu import OrtCpu
 from fxprune.export.runtime import Session
@@ -168,6 +169,15 @@ def _silence() -> Iterator[None]:
             logging.disable(disabled)
 
 
+def _drop_wrong_biases(graph: ir.Model) -> None:
+    """Take away the zeros that torch's exporter gives a Conv3d as a bias: [channels, 2], which no runtime takes."""
+    for node in graph.graph:
+        bias = get_input(node, 2) if node.op_type == "Conv" else None
+        value = read_constant(bias) if bias is not None else None
+        if value is not None and value.ndim != 1 and not value.any():
+            node.replace_input_with(2, None)
+
+
 def _explain(name: str, error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
@@ -188,6 +198,7 @@ def _simplify(graph: ir.Model) -> Folding:
     with _silence():
         optimizer.inline(graph)
         optimizer.fold_constants(graph, should_fold=_is_rearranged_constant)
+    _drop_wrong_biases(graph)
     folding = fold_batchnorm(graph)
     tidy = (
         common.CommonSubexpressionEliminationPass(),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, GuardViolated
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
 from fxprune.export.ort_cpu import OrtCpu
@@ -116,6 +116,7 @@ def compare(model: nn.Module, session: Session, inputs: Inputs, tolerance: float
     """Compare a loaded file with a model that is on the CPU and in eval mode; see verify."""
     names = _match_inputs(session, inputs)
     sizes = (inputs.batch,) if _has_fixed_batch(session, inputs, names) else tuple(sorted({1, 2, inputs.batch}))
+    sizes = tuple(size for size in sizes if size == inputs.batch or _takes(model, inputs, size))
     generator = torch.Generator().manual_seed(0)
     samples = [inputs.tensors]
     samples += [tuple(_draw_like(t, generator) for t in inputs.resize_batch(size)) for size in (*sizes, *sizes)]
@@ -127,6 +128,16 @@ def compare(model: nn.Module, session: Session, inputs: Inputs, tolerance: float
     if all(check.error <= tolerance for check in checks):
         return Verification(checks, sizes, tolerance)
     return Verification(_measure_rounding(model, inputs, samples, expected, checks), sizes, tolerance)
+
+
+def _takes(model: nn.Module, inputs: Inputs, size: int) -> bool:
+    """Whether a model takes batches of this size: code that decides by the size was traced on one of its ways."""
+    args, kwargs = inputs.rebuild(inputs.resize_batch(size))
+    try:
+        model(*args, **kwargs)
+    except GuardViolated:
+        return False
+    return True
 
 
 def _run_model(model: nn.Module, inputs: Inputs, tensors: Sequence[Tensor], labels: tuple[str, ...]) -> list[Array]:
