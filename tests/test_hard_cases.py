@@ -229,3 +229,22 @@ def test_random_numbers_in_empty_tensors_are_not_taken_for_a_table() -> None:
     compact = fxprune.convert(prepared)
     assert not [node for graph in compact.graphs for node in graph.nodes if node.target is torch.index_select]
     assert compact.train()(torch.randn(7, 4).double()).shape == (7, 2)
+
+
+def test_what_is_made_like_a_constant_keeps_its_size() -> None:
+    class Like(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.h = nn.Linear(3, 4), nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            z = torch.zeros_like(y)
+            z[:, :2] = self.b(x)
+            return self.h((y + z).relu())
+
+    model, x = Like().double(), torch.randn(5, 3).double()
+    with torch.no_grad():
+        model.a.weight.zero_()
+    compact = fxprune.convert(model, x)
+    torch.testing.assert_close(compact(x[:3]), model(x[:3]))

@@ -113,6 +113,18 @@ class Raw(nn.Module):
         return self.head(torch.relu(nn.functional.linear(torch.relu(self.first(x)), self.weight)))
 
 
+class TrainsOtherwise(nn.Module):
+    """A literal that only the code of training mode reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.head(x.view(-1, 8)) if self.training else self.head(x)
+
+
 def prune(model: nn.Module, x: Any, share: float = 0.4, seed: int = 0) -> fxprune.model.PreparedModel:
     prepared = fxprune.prepare(model, x)
     close_units(prepared, share, seed=seed)
@@ -188,6 +200,12 @@ def test_literals_in_the_code_are_refused_with_their_line() -> None:
         IntoError, match=r"Split itself cannot hold .*tests/test_into\.py:\d+ in forward.*compact model"
     ):
         fxprune.convert(prune(model, x, seed=3), into=model)
+
+
+def test_literals_in_the_code_of_training_are_refused() -> None:
+    model = build(TrainsOtherwise)
+    with pytest.raises(IntoError, match=r"in training mode its code fails .*test_into\.py:\d+ in forward"):
+        fxprune.convert(prune(model, torch.randn(5, 4).double()), into=model)
 
 
 def test_inserted_selections_are_refused_with_their_line() -> None:

@@ -201,6 +201,15 @@ def test_what_was_converted_three_times_comes_back(kind: type[nn.Module], tmp_pa
     assert_same(compact, there_and_back(compact, kind, tmp_path), x[:2])
 
 
+def test_inputs_of_tracing_and_of_conversion_come_back(tmp_path: Path) -> None:
+    prepared = fxprune.prepare(build(Small), torch.randn(3, 4).double())
+    close_units(prepared, 0.4)
+    compact = fxprune.convert(prepared, torch.randn(7, 4).double())
+    loaded = there_and_back(compact, Small, tmp_path)
+    assert torch.equal(loaded.inputs[0][0], compact.inputs[0][0])
+    assert loaded.graphs.regions[0].inputs[0][0].shape == (7, 4)
+
+
 def test_what_was_loaded_trains_converts_saves_and_exports(tmp_path: Path) -> None:
     x = torch.randn(3, 4)
     loaded = there_and_back(compress(build(Small).float(), x), Small, tmp_path)
@@ -332,26 +341,28 @@ def test_plans_that_say_too_little_are_refused(plan: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "message"),
     [
-        {"biased": ((0, "linear_9"),)},
-        {"biased": ((0, "relu"),)},
-        {"constants": ((0, "nothing", (1, 8)),)},
-        {"constants": ((0, "relu", (8,)),)},
-        {"muted": ((99, "relu"),)},
-        {"kept": {"first.weight": {0: [0, 8]}}},
-        {"kept": {"first.weight": {0: [0, 1]}}},
-        {"kept": {"third.weight": {0: [0]}}},
-        {"kept": {"head.weight": {0: [0]}}},
-        {"kept": {}},
-        {"traced": {"first.relu": ((), {})}, "converted": {"first.relu": ((), {})}},
+        ({"biased": ((0, "linear_9"),)}, "the graph has no node linear_9"),
+        ({"biased": ((0, "relu"),)}, "the node relu no longer multiplies"),
+        ({"constants": ((0, "nothing", (1, 8)),)}, "the graph has no node nothing"),
+        ({"constants": ((0, "relu", (8,)),)}, "the result of the node relu has other dimensions"),
+        ({"muted": ((99, "relu"),)}, "the node relu no longer counts channels"),
+        ({"kept": {"first.weight": {0: [0, 8]}}}, r"dimension 0 of first\.weight is not what was pruned"),
+        ({"kept": {"third.weight": {0: [0]}}}, r"dimension 0 of third\.weight is not what was pruned"),
+        ({"kept": {"first.weight": {0: [0, 1]}}}, "other channels are tied"),
+        ({"kept": {"head.weight": {0: [0]}}}, "other channels are tied"),
+        ({"kept": {}}, r"first\.weight is \(8, 4\) when replayed and \(\d, 4\) in the file"),
+        ({"traced": {"third": ((), {})}, "converted": {"third": ((), {})}}, "third can no longer be traced"),
     ],
 )
-def test_models_that_are_traced_differently_are_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+def test_models_that_are_traced_differently_are_refused(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:  # fmt: skip
     compact = compress(build(Small), torch.randn(3, 4).double())
     compact.steps = (dataclasses.replace(compact.steps[0], **changed),)
     fxprune.save(compact, tmp_path / "x")
-    with pytest.raises(PlanError, match=r"traces the model differently from the one that saved the file"):
+    with pytest.raises(PlanError, match=message + r".* traces the model differently from the one that saved the file"):
         fxprune.load(Small(), tmp_path / "x")
 
 

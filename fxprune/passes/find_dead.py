@@ -297,11 +297,14 @@ def find_constants(model: TracedModel, channels: Channels) -> dict[fx.Node, Tens
     """Find nodes that always give the same, and whose every use can take that value broadcast."""
     constants = {}
     for graph, values in zip(model.graphs, channels.values, strict=True):
-        known = {node for node in graph.nodes if is_known(values[node])}
-        for node in known:
-            users = [user for user in node.users if user not in known]
-            if users and node.op != "placeholder" and all(can_broadcast(u, node, values, channels) for u in users):
-                constants[node] = values[node].constant.value
+        gone: set[fx.Node] = set()  # what is not computed any more
+        for node in reversed(graph.nodes):
+            if node.op == "placeholder" or not node.users or not is_known(values[node]):
+                continue
+            users = [user for user in node.users if user not in gone]
+            if all(can_broadcast(user, node, values, channels) for user in users):
+                gone.add(node)
+                constants |= {node: values[node].constant.value} if users else {}
     return constants
 
 
