@@ -204,7 +204,8 @@ class RegionForward:
         if self.run_eval is None or self.run_train is None:
             self.compile()
         training = self.model.get_submodule(self.path).training if self.path else self.model.training
-        return (self.run_train if training else self.run_eval)(self.model, *args, **kwargs)
+        run: Any = self.run_train if training else self.run_eval
+        return run(self.model, *args, **kwargs)
 
     def compile(self) -> None:
         """Turn the graphs into functions."""

@@ -67,16 +67,19 @@ class Channels:
         return self.units[found[0]] if found else torch.zeros(shadow.shape[dim], dtype=torch.int64)
 
     def find_operand(self, node: fx.Node, ids: Tensor) -> tuple[fx.Node, int] | None:
-        """Which input of a node has the channels `ids` along which of its dimensions; None if none has."""
+        """Which input of a node has the channels `ids` along which of its dimensions; None if none, or several."""
         values = next(results for results in self.values if node in results)
         wanted = self.units[ids][:, None]
         for operand in node.all_input_nodes:
             shadow = values[operand]
+            found = set()
             for t in shadow.ids if isinstance(shadow, Shadow) else ():
                 for dim in varying(t):
                     lines = self.units[t].movedim(dim, 0).reshape(t.size(dim), -1)
                     if len(lines) == len(wanted) and bool((lines == wanted).all()):
-                        return operand, dim
+                        found.add((operand, dim))
+            if found:
+                return found.pop() if len(found) == 1 else None
         return None
 
     def positions(self) -> Iterator[tuple[str, int, Tensor]]:
@@ -240,7 +243,7 @@ class ShadowRun:
     def is_width(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
         """Whether a number is a tensor's number of channels, or computed from such numbers only."""
         source, dim = (*node.args, None, None)[:2]
-        if node.target in ("numel", "nelement", torch.numel) and isinstance(results[source], Shadow):
+        if node.target in ("numel", "nelement", torch.numel) and isinstance(source, fx.Node):
             return all(self.counts_channels(results[source], d) for d in range(len(results[source].shape)))
         if isinstance(source, fx.Node) and isinstance(dim, int):
             if node.target is operator.getitem and isinstance(source.args[0], fx.Node):

@@ -20,6 +20,9 @@ def can_live(node: fx.Node) -> bool:
     """Whether a node has a living form: not where it also gives the places of what it finds."""
     if node.op == "call_module" or node.target not in {*MUTED, *LIVING}:
         return False
+    if node.target in NORMS:  # of a negative order a zero decides, of order 0 it is not counted anyway
+        order = [*node.args[1:2], *(node.kwargs[name] for name in ("p", "ord") if name in node.kwargs)]
+        return all(p is None or isinstance(p, str) or (isinstance(p, (int, float)) and p >= 0) for p in order)
     if node.target in (torch.max, "max"):
         return all(user.target in (operator.getitem, getattr) and user.args[1] in (0, "values") for user in node.users)
     return True
@@ -34,6 +37,7 @@ def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str) -> None:
             muted.meta = dict(node.meta)
             node.replace_input_with(x, muted)
             return
+    node.kwargs = {name: value for name, value in node.kwargs.items() if value is not x}
     node.args = (x, mask, dim, *node.args[1:])
     node.op, node.target = "call_function", LIVING[node.target]
 
@@ -42,6 +46,8 @@ def mute(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
     """Set the closed channels along `dim` to zero; the gradient passes as if they were open."""
     shape = [1] * x.dim()
     shape[dim] = -1
+    if not x.is_floating_point():
+        return x * is_open.to(x.dtype).view(shape)
     return x + (x * (is_open.to(x.dtype) - 1).view(shape)).detach()
 
 
@@ -62,14 +68,26 @@ def living_amax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwar
     return torch.amax(hide(x, is_open, channel_dim), *args, **kwargs)
 
 
-def living_softmax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Give `F.softmax(x, ...)` over the open channels; the closed ones get 0."""
-    return F.softmax(hide(x, is_open, channel_dim), *args, **kwargs)
+def living_softmax(
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: int | None = None, *args: Any, **kwargs: Any
+) -> Tensor:  # fmt: skip
+    """Give `F.softmax(x, dim)` over the open channels."""
+    return living_log_softmax(x, is_open, channel_dim, dim, *args, **kwargs).exp()
 
 
-def living_log_softmax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Give `F.log_softmax(x, ...)` over the open channels."""
-    return F.log_softmax(hide(x, is_open, channel_dim), *args, **kwargs)
+def living_log_softmax(
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: int | None = None, _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """Give `F.log_softmax(x, dim)` over the open channels: x - log(sum of exp(x) * open).
+
+    The closed ones get the same, at most 0, so that they stay finite and keep their gradient.
+    """
+    x = x if dtype is None else x.to(dtype)
+    result = x - torch.logsumexp(hide(x, is_open, channel_dim), channel_dim if dim is None else dim, keepdim=True)
+    shape = [1] * x.dim()
+    shape[channel_dim] = -1
+    return torch.where((is_open != 0).view(shape), result, result.clamp(max=0))
 
 
 def hide(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
@@ -157,6 +175,8 @@ def scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
     return x if bias is None else x + bias
 
 
+NORMS = (torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm)
+
 LIVING: dict[Any, Callable[..., Any]] = {
     torch.mean: living_mean, "mean": living_mean,
     torch.max: living_max, "max": living_max,
@@ -176,6 +196,6 @@ MUTED: set[Any] = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     torch.matmul, operator.matmul, "matmul", "__matmul__", torch.mm, "mm", torch.bmm, "bmm", torch.einsum,
     F.scaled_dot_product_attention, torch.baddbmm, torch.addmm,
-    torch.sum, "sum", torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm,
+    torch.sum, "sum", *NORMS,
 }  # fmt: skip
 """Ops to which a channel of zeros is the same as none."""

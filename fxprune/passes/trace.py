@@ -280,7 +280,7 @@ class ValueTracer(fx.Tracer):
     def rebuild(self, a: dict[Any, Any]) -> fx.Node:
         """Make a node that makes such a mapping again."""
         items = {key: self.create_arg(value) for key, value in a.items()}
-        if dataclasses.is_dataclass(a):
+        if dataclasses.is_dataclass(type(a)):
             return self.create_node("call_function", type(a), (), items)
         return self.create_node("call_function", type(a), (items,), {})
 

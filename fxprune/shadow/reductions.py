@@ -163,6 +163,12 @@ def add_patches(table: IdTable, call: Call) -> list[Ids]:
     return [(grouped[:, 0].view([1] * (out.dim() - 3) + [-1, 1, 1]), *[t.unsqueeze(-1) for t in batch])]
 
 
+def cut_triangle(table: IdTable, call: Call) -> list[Ids]:
+    """Follow triu and tril, which tell the last two dimensions' indexes apart."""
+    x = call.tensors[0]
+    return [table.collapse_all(x.ids, set(range(x.dim() - 2)), "a triangle of a matrix")]
+
+
 def gate_half(table: IdTable, call: Call) -> list[Ids]:
     """Follow glu: the first half of the channels is gated by the second, index by index."""
     x = call.tensors[0]

@@ -36,6 +36,7 @@ from fxprune.shadow.ids import IdTable
 from fxprune.shadow.moves import concatenate, concatenate_constants, move_constants, move_ids, pad_constants, pad_ids
 from fxprune.shadow.reductions import (
     add_patches,
+    cut_triangle,
     gate_half,
     gather_patches,
     normalise_batch,
@@ -101,7 +102,7 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(make_anew, fill_like), "new_zeros new_ones new_full new_empty new_empty_strided"),
     (Rule(keep_first, unknown), "native_dropout uniform normal random"),
     (Rule(restride, keep_constant), "as_strided"),
-    (ELEMENTWISE, "hardswish hardsigmoid masked_fill _prelu_kernel prelu triu tril hardtanh relu6 where clamp"),
+    (ELEMENTWISE, "hardswish hardsigmoid masked_fill _prelu_kernel prelu hardtanh relu6 where clamp"),
     (POOL, "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d"),
     (POOL, "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool1d"),
     (POOL, "adaptive_max_pool2d adaptive_max_pool3d reflection_pad1d reflection_pad2d reflection_pad3d"),
@@ -117,6 +118,7 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(normalise_groups, unknown), "native_group_norm"),
     (Rule(gather_patches, unknown), "im2col"),
     (Rule(add_patches, unknown), "col2im"),
+    (Rule(cut_triangle, unknown), "triu tril"),
     (Rule(gate_half, unknown), "glu"),
     (Rule(sample_grid, unknown), "grid_sampler_2d grid_sampler_3d"),
     (Rule(look_up, unknown), "embedding"),
