@@ -248,3 +248,23 @@ def test_what_is_made_like_a_constant_keeps_its_size() -> None:
         model.a.weight.zero_()
     compact = fxprune.convert(model, x)
     torch.testing.assert_close(compact(x[:3]), model(x[:3]))
+
+
+@pytest.mark.parametrize("closed", [[0, 1], [0, 1, 3], [0, 1, 2, 3]])
+def test_a_write_to_one_channel_that_cannot_move_is_not_left_as_it_is(closed: list[int]) -> None:
+    class Copy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.h = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x)
+            z[:, 2] = z[:, 3] * 2
+            return self.h(z)
+
+    prepared = fxprune.prepare(Copy().double(), torch.randn(4, 3).double()).eval()
+    gates = torch.ones(4)  # of the channels that are neither copied nor written
+    gates[closed] = 0
+    prepared.fxprune.set_gates(gates)
+    x = torch.randn(5, 3).double()
+    torch.testing.assert_close(fxprune.convert(prepared)(x), prepared(x))

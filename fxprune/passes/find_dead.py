@@ -295,7 +295,7 @@ def measure_strength(model: TracedModel, channels: Channels) -> Tensor:
 
 def find_constants(model: TracedModel, channels: Channels) -> dict[fx.Node, Tensor]:
     """Find nodes that always give the same, and whose every use can take that value broadcast."""
-    constants = {}
+    constants: dict[fx.Node, Tensor] = {}
     for graph, values in zip(model.graphs, channels.values, strict=True):
         gone: set[fx.Node] = set()  # what is not computed any more
         for node in reversed(graph.nodes):

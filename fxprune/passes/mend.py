@@ -91,7 +91,8 @@ class Mender:
         mended = self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old)
         if mended or self.select_made(node, old):
             return
-        if old not in self.channels.moves or isinstance(self.values[old], Shadow):
+        one = isinstance(self.values[old], Shadow) or find_written(node) is not None
+        if old not in self.channels.moves or one:
             raise CannotMend(node, self.units_of(old))
         self.env[node] = RAGGED  # several tensors at once, as of chunk: each is selected by itself
 
