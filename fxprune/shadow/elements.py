@@ -21,6 +21,7 @@ def tie_elements(table: IdTable, call: Call) -> list[Ids]:
 def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]], name: str) -> Ids:
     """Unite the ids of aligned operands, (ids, shape) each, and return those of the result."""
     operands = [(keep_shared(table, operands, i, name), shape) for i, (_, shape) in enumerate(operands)]
+    keep_heads(table, [ids for ids, _ in operands], name)
     result: list[Tensor] = []
     for i, (ids, _) in enumerate(operands):
         for t in ids:
@@ -34,6 +35,31 @@ def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]],
                 result.append(t)
     table.make_rectangular(tuple(result))
     return tuple(result)
+
+
+def keep_heads(table: IdTable, operands: list[list[Tensor]], name: str) -> None:
+    """Where heads of inner channels meet one value for each inner channel, let whole heads go and keep the inner ones.
+
+    So turns by position and norms of queries leave heads apart. Ids are replaced in the lists.
+    """
+    for i, ids in enumerate(operands):
+        for t in list(ids) if table.whole_heads else ():
+            met = [(o, others) for j, others in enumerate(operands) if j != i for o in others if is_inner(t, o)]
+            for o, others in met:
+                whole = table.collapse(o, set(varying(o)) - set(varying(t)), name)
+                others[[other is o for other in others].index(True)] = o if whole is None else whole
+            if met:
+                table.pin(t, f"{name}: whole heads go, and what they share stays")
+                del ids[[other is t for other in ids].index(True)]
+
+
+def is_inner(t: Tensor, o: Tensor) -> bool:
+    """Whether `t` varies along some inner dimensions of heads `o`, whose own first dimension tells all heads apart."""
+    dims = varying(o)
+    if not dims or dims[0] in varying(t) or not set(varying(t)) < set(dims) or not varying(t):
+        return False
+    heads = o.movedim(dims[0], 0).reshape(o.size(dims[0]), -1)[:, 0]
+    return len(heads.unique()) == len(heads)
 
 
 def keep_shared(table: IdTable, operands: list[tuple[list[Tensor], list[int]]], index: int, name: str) -> list[Tensor]:
