@@ -1,0 +1,403 @@
+"""Whether code as people write it is traced and pruned: odd arguments, wrappers, caches, casts, other states."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fxprune
+from fxprune.errors import FxpruneError
+from fxprune.model import as_inputs
+from tests.conversion import assert_same, convert_closed, count_units, prepare_randomised
+from tests.exactness import close_units, randomise
+
+Body = Callable[[nn.Module, Tensor], Any]
+
+
+class Net(nn.Module):
+    """Ten features, sixteen channels, twelve channels, five outputs; `body` is all the code there is."""
+
+    def __init__(self, body: Body, **layers: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.a, self.b, self.h = body, nn.Linear(10, 16), nn.Linear(16, 12), nn.Linear(12, 5)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def end(m: nn.Module, y: Tensor) -> Tensor:
+    return m.h(F.softplus(m.b(y)))
+
+
+def features(count: int = 4, seed: int = 0) -> Tensor:
+    return torch.randn(count, 10, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@torch.fx.wrap
+def stepped_over(x: Tensor, factor: float) -> Tensor:
+    return F.softplus(x) * factor
+
+
+@torch.library.custom_op("fxprune_more::tilt", mutates_args=())
+def tilt(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+tilt.register_fake(torch.empty_like)
+tilt.register_autograd(lambda ctx, g: g - g.mean(1, keepdim=True))
+
+
+@dataclasses.dataclass
+class Out:
+    scores: Tensor
+    others: list[Tensor]
+
+
+def write_halves(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    out = y.new_zeros(y.shape[0], 16)
+    out[:, :8], out[:, 8:] = y[:, 8:], y[:, :8]
+    return end(m, out)
+
+
+def write_in_place(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y += 1
+    y[:, 3] = 0
+    y.mul_(2).clamp_(min=-3)
+    y[:, [1, 2]] *= 2
+    return end(m, y)
+
+
+def write_through_a_view(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :4].add_(1)
+    return end(m, y)
+
+
+def keep(m: nn.Module, x: Tensor) -> Tensor:
+    """Cache a tensor of the batch's size in an attribute."""
+    if getattr(m, "kept", None) is None or m.kept.shape[0] != x.shape[0]:
+        m.kept = torch.full((x.shape[0], 16), 0.5, dtype=x.dtype)
+    return end(m, m.a(x) + m.kept)
+
+
+def experts(m: nn.Module, x: Tensor) -> Tensor:
+    weights = m.gate(x).softmax(-1)
+    return end(m, torch.stack([expert(m.a(x)) for expert in m.experts], 1).mul(weights[..., None]).sum(1))
+
+
+def chosen(m: nn.Module, x: Tensor) -> Tensor:
+    scores = m.gate(x)
+    scores = torch.where(scores >= scores.topk(2, -1)[0][:, -1:], scores, -1e9)
+    return end(m, torch.stack([expert(m.a(x)) for expert in m.experts], 1).mul(scores.softmax(-1)[..., None]).sum(1))
+
+
+def modulate(m: nn.Module, x: Tensor) -> Tensor:
+    """Diffusion transformers' norm: shift, scale and gate out of one layer."""
+    shift, scale, gate = m.c(x).view(-1, 3, 16).unbind(1)
+    return end(m, (F.layer_norm(m.a(x), (16,)) * (1 + scale) + shift) * gate)
+
+
+def mixed(m: nn.Module, x: Tensor) -> Tensor:
+    return end(m, m.a(x) + m.c(x.float()).double())
+
+
+def cast_regions(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        y = m.b(F.softplus(m.a(x)))
+    return m.h(F.softplus(y))
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # deprecated, but still in use
+    scripted = torch.jit.script(F.silu)
+    scripted_layer = torch.jit.script(nn.Softplus())
+
+
+def try_view(m: nn.Module, x: Tensor) -> Tensor:
+    try:
+        y = m.a(x).view(-1, 7)
+    except RuntimeError:
+        y = m.a(x)
+    return end(m, y)
+
+
+def check_sizes(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    torch._check(y.shape[0] == x.shape[0])
+    return end(m, y)
+
+
+def choose_by_width(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return end(m, y * list(range(20))[y.shape[1]])
+
+
+class Factors(nn.Module):
+    """A factorisation machine: a table, and no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = par(10, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.table * x[..., None]
+        return (y.sum(1).square() - y.square().sum(1)).sum(1, keepdim=True) * x
+
+
+def moe() -> dict[str, Any]:
+    return {"experts": nn.ModuleList([nn.Linear(16, 16) for _ in range(3)]), "gate": nn.Linear(10, 3)}
+
+
+def par(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.rand(*shape) - 0.3)
+
+
+CODE: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "a layer made on the fly": (lambda: Net(lambda m, x: end(m, nn.ReLU()(m.a(x)))), 28),
+    "layers chained on the fly": (lambda: Net(lambda m, x: nn.Sequential(m.a, nn.Softplus(), m.b, m.h)(x)), 28),
+    "isinstance": (lambda: Net(lambda m, x: end(m, m.a(x)) if isinstance(x, Tensor) else x), 28),
+    "not a list": (lambda: Net(lambda m, x: x if isinstance(m.a(x), (list, tuple)) else end(m, m.a(x))), 28),
+    "is_tensor": (lambda: Net(lambda m, x: end(m, m.a(x)) if torch.is_tensor(x) and x.is_floating_point() else x), 28),
+    "hasattr": (lambda: Net(lambda m, x: end(m, m.a(x)) if hasattr(x, "shape") else x), 28),
+    "device and dtype": (lambda: Net(lambda m, x: end(m, m.a(x).to(x.dtype)) if x.device.type == "cpu" else x), 28),
+    "power": (lambda: Net(lambda m, x: end(m, torch.pow(m.a(x), 2))), 28),
+    "power of a number": (lambda: Net(lambda m, x: end(m, torch.pow(2, m.a(x)) + 1.5 ** m.a(x))), 28),
+    "where, a number": (lambda: Net(lambda m, x: end(m, torch.where(m.a(x) > 0, m.a(x), 0.5))), 28),
+    "where, a number first": (lambda: Net(lambda m, x: end(m, torch.where(m.a(x) > 0, 0.5, m.a(x)))), 28),
+    "where, two numbers": (lambda: Net(lambda m, x: end(m, m.a(x) * torch.where(m.a(x) > 0, 1.0, 0.5))), 28),
+    "masked fill": (lambda: Net(lambda m, x: end(m, m.a(x).masked_fill(m.a(x) < 0, -1.0))), 28),
+    "masked fill, broadcast": (lambda: Net(lambda m, x: end(m, m.a(x).masked_fill(x[:, :1] > 0, 0.3))), 28),
+    "reflected": (lambda: Net(lambda m, x: end(m, 1 - m.a(x) + 1 / (2 + m.a(x) ** 2))), 28),
+    "clamp by a parameter": (lambda: Net(lambda m, x: end(m, m.a(x).clamp(min=m.k)), k=par(16)), 28),
+    "a function that is stepped over": (lambda: Net(lambda m, x: end(m, stepped_over(m.a(x), 2))), 28),
+    "finfo": (lambda: Net(lambda m, x: end(m, m.a(x).clamp(min=torch.finfo(x.dtype).eps))), 28),
+    "finfo of a result": (lambda: Net(lambda m, x: end(m, m.a(x) + torch.finfo(m.a(x).dtype).tiny)), 28),
+    "frozen batch norm": (lambda: Net(lambda m, x: end(m, m.n(m.a(x)[..., None, None]).flatten(1)),
+                                      n=torchvision.ops.FrozenBatchNorm2d(16)), 28),
+    "stochastic depth": (lambda: Net(lambda m, x: end(m, m.a(x) + torchvision.ops.stochastic_depth(
+        m.c(m.a(x)), 0.2, "row", m.training)), c=nn.Linear(16, 16)), 28),
+    "reduce": (lambda: Net(lambda m, x: end(m, functools.reduce(operator.add, [m.a(x), m.a(-x), m.a(x * 2)]))), 28),
+    "sum of a list": (lambda: Net(lambda m, x: end(m, sum([m.a(x), m.a(x) * 2]))), 28),
+    "reversed parts": (lambda: Net(lambda m, x: end(m, torch.cat(m.a(x).split([3, 5, 8], 1)[::-1], 1))), 28),
+    "unbound and stacked": (lambda: Net(lambda m, x: end(m, torch.stack(m.a(x).unbind(1)[::-1], 1))), 28),
+    "sizes as numbers": (lambda: Net(lambda m, x: end(m, m.a(x).view(-1, 4, 4).transpose(1, 2).reshape(-1, 16))), 28),
+    "transposed product": (lambda: Net(lambda m, x: end(m, (m.k @ m.a(x).T).T), k=par(16, 16)), 44),
+    "addmm": (lambda: Net(lambda m, x: end(m, torch.addmm(m.k, m.a(x), m.j, beta=0.5, alpha=2)),
+                          k=par(16), j=par(16, 16)), 44),
+    "halves written": (lambda: Net(write_halves), 12),
+    "written in place": (lambda: Net(write_in_place), 12),
+    "written through a view": (lambda: Net(write_through_a_view), 28),
+    "a cache": (lambda: Net(keep), 28),
+    "a table by index": (lambda: Net(lambda m, x: end(m, m.a(x) + m.k[(x[:, 0] * 9).long().clamp(0, 9)]),
+                                     k=par(10, 16)), 12),
+    "a bag of embeddings": (lambda: Net(lambda m, x: end(m, m.a(x) + m.e((x[:, :3] * 9).long().clamp(0, 9))),
+                                        e=nn.EmbeddingBag(10, 16)), 12),
+    "experts": (lambda: Net(experts, **moe()), 44),
+    "chosen experts": (lambda: Net(chosen, **moe()), 44),
+    "experts in one product": (lambda: Net(lambda m, x: end(m, torch.einsum(
+        "bi,eio,be->bo", m.a(x), m.w, m.gate(x).softmax(-1))), w=par(3, 16, 16), gate=nn.Linear(10, 3)), 29),
+    "modulated norm": (lambda: Net(modulate, c=nn.Linear(10, 48)), 28),
+    "film": (lambda: Net(lambda m, x: end(m, (lambda g, b: m.a(x) * (1 + g) + b)(*m.c(x).chunk(2, -1))),
+                         c=nn.Linear(10, 32)), 28),
+    "tied weights": (lambda: Net(lambda m, x: end(m, m.a(x) + F.linear(F.softplus(m.b(m.a(x))), m.b.weight.t()))), 28),
+    "joined with the input": (lambda: Net(lambda m, x: end(m, m.c(torch.cat([m.a(x), x], -1))),
+                                          c=nn.Linear(26, 16)), 44),
+    "a class token": (lambda: Net(lambda m, x: end(m, torch.cat([m.k.expand(x.shape[0], -1, -1), m.a(x)[:, None]], 1)
+                                                   .mean(1)), k=par(1, 1, 16)), 28),
+    "autocast, off": (lambda: Net(cast_regions), 28),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_odd_code_is_pruned_exactly(name: str) -> None:
+    build, units = CODE[name]
+    prepared = prepare_randomised(build(), features())
+    assert not prepared.untraced
+    assert count_units(prepared) == units
+    convert_closed(prepared, features(6, 1), features(2, 2), share=0.4, seed=1)
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_odd_code_computes_the_same_when_prepared(name: str) -> None:
+    model = CODE[name][0]()
+    prepared = prepare_randomised(model, features())
+    for training in (False, True):
+        for x in (features(6, 1), features(1, 2)):
+            outputs = []
+            for each in (model, prepared):
+                torch.manual_seed(0)
+                outputs.append(each.train(training)(x))
+            torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    assert getattr(prepared, "kept", None) is None
+
+
+BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "checkpoint": (lambda: Net(lambda m, x: end(m, checkpoint(m.a, x, use_reentrant=False))),
+                   "its hooks for saved tensors get proxies"),
+    "checkpoint, reentrant": (lambda: Net(lambda m, x: end(m, checkpoint(m.a, x, use_reentrant=True))),
+                              "a function among the arguments of autograd.Function.apply"),
+    "a scripted function": (lambda: Net(lambda m, x: end(m, scripted(m.a(x)))), "it gets proxies"),
+    "a scripted module": (lambda: Net(lambda m, x: end(m, m.s(m.a(x))), s=scripted_layer),
+                          "a plain RuntimeError: no hooks on such modules"),
+    "vmap": (lambda: Net(lambda m, x: end(m, torch.vmap(lambda row: row * 2)(m.a(x)))), "it gets proxies"),
+    "exact type": (lambda: Net(lambda m, x: end(m, m.a(x)) if type(x) is Tensor else m.h(m.b(x.new_zeros(1, 16)))),
+                   "a proxy's type is no tensor: the other way is taken, and nobody notices"),
+    "a number of a buffer": (lambda: Net(lambda m, x: end(m, m.a(x) * float(m.k)), k=nn.Buffer(torch.tensor(2.0))),
+                             "NameError: a guard on a number of numpy's kind cannot be written down"),
+    "other weights for one call": (lambda: Net(lambda m, x: end(m, torch.func.functional_call(
+        m.a, {"weight": m.a.weight * 2}, (x,)))), "the layer's own weights are used, and nobody notices"),
+    "a failure that is caught": (lambda: Net(try_view), "the node that failed stays in the graph"),
+    "a truth value that torch checks": (lambda: Net(check_sizes), "torch._check takes no traced truth value"),
+    "a choice by width": (lambda: Net(choose_by_width), "a guard on a width compares with the old one at conversion"),
+    "factors of a table": (lambda: Factors(), "no weight is left, and torch.cat of nothing raises ValueError"),
+    "strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (16, 1)))),
+                        "a plain RuntimeError at conversion"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xfail(strict=True, raises=Exception, reason=r)) for n, (_, r) in BROKEN.items()],
+)
+def test_what_is_broken_is_pruned_exactly(name: str) -> None:
+    model = BROKEN[name][0]()
+    prepared = prepare_randomised(model, features())
+    torch.testing.assert_close(prepared(features(6, 1)), model(features(6, 1)), rtol=1e-12, atol=1e-12)
+    convert_closed(prepared, features(6, 1), share=0.4, seed=1)
+
+
+def test_keyword_inputs_may_stand_behind_a_gap_and_defaults_stay() -> None:
+    class Gap(Net):
+        def forward(self, x: Tensor, scale: float = 2.0, shift: Tensor | None = None, *, mode: str = "soft") -> Tensor:
+            y = self.a(x) * scale
+            y = y if shift is None else y + shift
+            return end(self, F.softplus(y) if mode == "soft" else y)
+
+    model, shift = Gap(end), torch.full((1, 16), 0.2).double()
+    for inputs in (
+        {"x": features(), "shift": shift},
+        {"x": features(), "mode": "hard"},
+        {"x": features(), "scale": 3.0},
+    ):
+        prepared = prepare_randomised(copy.deepcopy(model), inputs)
+        assert count_units(prepared) == (12 if "shift" in inputs else 28)
+        args, kwargs = as_inputs(inputs)
+        randomise(model.double())
+        torch.testing.assert_close(prepared(*args, **kwargs), model(*args, **kwargs), rtol=1e-12, atol=1e-12)
+        convert_closed(prepared, {**inputs, "x": features(6, 1)}, share=0.4, seed=1)
+
+
+def test_inputs_may_be_dicts_and_lists_of_tensors() -> None:
+    class Batches(Net):
+        def forward(self, batch: dict[str, Any], **more: Tensor) -> dict[str, Any]:
+            y = self.a(batch["x"]) + self.a(batch["others"][0]) + self.a(more["extra"])
+            return {"scores": end(self, y), "pair": (end(self, -y),)}
+
+    def inputs(count: int, seed: int) -> dict[str, Any]:
+        x = features(count, seed)
+        return {"batch": {"x": x, "others": [x * 2, x]}, "extra": -x}
+
+    prepared = prepare_randomised(Batches(end), inputs(4, 0))
+    assert count_units(prepared) == 28
+    convert_closed(prepared, inputs(6, 1), share=0.4, seed=1)
+
+
+def test_outputs_may_be_dataclasses() -> None:
+    model = Net(lambda m, x: Out(end(m, m.a(x)), [m.b(m.a(x)).relu(), x]))
+    prepared = prepare_randomised(model, features())
+    assert count_units(prepared) == 16
+    compact = convert_closed(prepared, features(6, 1), share=0.4, seed=1)
+    assert isinstance(compact(features()), Out)
+
+
+def test_an_op_of_ones_own_pins_its_channels_and_is_named() -> None:
+    model = Net(lambda m, x: end(m, tilt(m.a(x))))
+    model.a.bias = None
+    prepared = prepare_randomised(model, features())
+    assert count_units(prepared) == 12
+    assert any("no rule for fxprune_more.tilt" in pin and "test_trace_more.py:" in pin for pin in prepared.pinned)
+    convert_closed(prepared, features(6, 1), share=0.4, seed=1)
+
+
+@pytest.mark.xfail(strict=True, reason="behind a linear layer with a bias the pinned ids are those of the bias")
+def test_what_pins_the_outputs_of_a_layer_with_a_bias_is_named_too() -> None:
+    prepared = prepare_randomised(Net(lambda m, x: end(m, tilt(m.a(x)))), features())
+    assert any("no rule for fxprune_more.tilt" in pin for pin in prepared.pinned)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: end(m, m.a(x)) * float(x.numpy().sum()),
+        lambda m, x: end(m, m.a(x) * float(m.a(x).detach().cpu().numpy().mean())),
+        lambda m, x: end(m, m.a(x)) if x.max().item() > 0 else x,
+    ],
+)
+def test_values_that_leave_for_python_are_refused_with_the_line(body: Body) -> None:
+    with pytest.raises(FxpruneError, match=r"test_trace_more.py:\d+ in <lambda>.*by the values of a tensor"):
+        fxprune.prepare(Net(body).double(), features())
+
+
+def test_parts_in_low_precision_convert_as_far_as_that_goes() -> None:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = m.a(x)
+        return end(m, y.float())
+
+    model = Net(body)
+    randomise(model)
+    x = features(64).float()
+    prepared = fxprune.prepare(model.eval(), x)
+    assert count_units(prepared) == 28
+    close_units(prepared, 0.4, 1)
+    compact = fxprune.convert(prepared)
+    assert compact.report.units_removed > 5
+    torch.testing.assert_close(compact(x), prepared(x), rtol=0.02, atol=0.02)
+
+
+def test_two_precisions_side_by_side_stay() -> None:
+    model = Net(mixed, c=nn.Linear(10, 16)).double().eval()
+    randomise(model)
+    model.c.float()
+    prepared = fxprune.prepare(model, features())
+    assert count_units(prepared) == 28
+    compact = convert_closed(prepared, features(6, 1), share=0.4, seed=1)
+    assert (compact.c.weight.dtype, compact.a.weight.dtype) == (torch.float32, torch.float64)
+
+
+def test_frozen_parameters_stay_frozen_and_are_pruned() -> None:
+    model = Net(lambda m, x: end(m, m.a(x)))
+    model.a.requires_grad_(False)
+    prepared = prepare_randomised(model, features())
+    compact = convert_closed(prepared, features(6, 1), share=0.4, seed=1)
+    assert compact.a.out_features < 16
+    assert [p.requires_grad for p in compact.parameters()] == [False, False, True, True, True, True]
+
+
+def test_both_modes_may_go_other_ways() -> None:
+    model = Net(lambda m, x: (end(m, m.a(x)), m.c(m.a(x))) if m.training else end(m, m.a(x)), c=nn.Linear(16, 3))
+    prepared = prepare_randomised(model, features())
+    assert count_units(prepared) == 28
+    close_units(prepared, 0.4, 1)
+    compact = fxprune.convert(prepared)
+    assert_same(prepared, compact, features(6, 1))
+    for got, wanted in zip(compact.train()(features(6, 1)), prepared.train()(features(6, 1)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    assert compact.c.in_features == compact.a.out_features < 16
