@@ -33,7 +33,14 @@ def find_excluded(model: nn.Module, patterns: Sequence[Pattern]) -> set[str]:
         prefixes = tuple(f"{owner}." if owner else "" for owner in owners)
         excluded.update(name for name, _ in all_parameters(model) if name in named or name.startswith(prefixes))
     tensors = {id(parameter) for name, parameter in all_parameters(model) if name in excluded}
-    return {name for name, parameter in all_parameters(model) if id(parameter) in tensors}
+    names = {name for name, parameter in all_parameters(model) if id(parameter) in tensors}
+    return names | {name_computed(name) for name in names}
+
+
+def name_computed(name: str) -> str:
+    """The name of what a parametrization computes of this parameter; the name itself where there is none."""
+    owner, found, rest = f".{name}".partition(".parametrizations.")
+    return f"{owner}.{rest.partition('.')[0]}".removeprefix(".") if found else name
 
 
 def all_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -93,3 +93,12 @@ def test_tied_weights_are_excluded_under_either_name() -> None:
     for name in ("0", "2"):
         prepared = fxprune.prepare(model, torch.randn(4, 6).double(), granularity="weight", exclude=[name])
         assert list(prepared.fxprune.weight_masks) == ["4-weight"]
+
+
+def test_a_parametrized_weight_that_is_excluded_gets_no_mask() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), weight_norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 2))
+    prepared = fxprune.prepare(model, torch.randn(2, 4), granularity="weight", exclude=["2"])
+    assert sorted(prepared.fxprune.weight_masks) == ["0-weight", "4-weight"]
+    prepared = fxprune.prepare(nn.Sequential(model, nn.Linear(2, 3)), torch.randn(2, 4), exclude=["0.2"])
+    assert "0-2-weight" not in prepared.fxprune.unit_masks
