@@ -149,7 +149,7 @@ def convert(
     error = None
     if check:
         try:
-            error = check_exact(model, source, compact, inputs)
+            error = check_exact(model, source, compact, inputs, lambda: shrink(source, channels, plan))
         except ExactnessError as wrong:
             first = find_first_difference(source, compact, channels, plan)
             raise ExactnessError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fxprune
+import fxprune.passes.check_exact as checks
 from fxprune.errors import ExactnessError
 from fxprune.model import TracedModel, find_tensor
-from tests.exactness import relative_error, varied_images
+from tests.exactness import relative_error, varied_images, zero_filters
 from tests.passes.test_compact import Small, prepare_closed, step
 
 
@@ -22,7 +24,11 @@ def test_conversion_leaves_its_source_and_the_random_state_alone(training: bool)
     prepared.norm.eval()
     prepared(varied_images(2, 3, 12)).sum().backward()
     before, grads = copy.deepcopy(prepared.state_dict()), [p.grad.clone() for p in prepared.parameters()]
-    modes, random, code = [m.training for m in prepared.modules()], torch.get_rng_state(), str(prepared.graphs.regions[0].eval)
+    modes, random, code = (
+        [m.training for m in prepared.modules()],
+        torch.get_rng_state(),
+        str(prepared.graphs.regions[0].eval),
+    )
     compact = fxprune.convert(prepared)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(before[name], value) for name, value in prepared.state_dict().items())
@@ -62,3 +68,20 @@ def test_a_wrong_conversion_is_caught_and_its_first_node_named(monkeypatch: pyte
     ):
         fxprune.convert(prepared)
     assert fxprune.convert(prepared, check=False).report.error is None
+
+
+def test_the_rounding_of_absorbed_constants_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where double precision decides, biases that took in constants are made again in double."""
+    model = Small().float().eval()
+    zero_filters(model, 0.5)
+    monkeypatch.setattr(checks, "SINGLE", 0.0)
+    monkeypatch.setattr(checks, "DOUBLE", 1e-13)
+    monkeypatch.setattr(checks, "compare_precisions", lambda *_: 0.0)
+    before = copy.deepcopy(model.state_dict())
+    compact = fxprune.convert(model, varied_images(2, 3, 12).float())
+    assert compact.report.parameters_after < compact.report.parameters_before
+    assert {t.dtype for t in compact.parameters()} == {torch.float32}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    monkeypatch.setattr(checks, "in_double", lambda source: nullcontext())
+    with pytest.raises(ExactnessError):  # by what is rounded alone
+        fxprune.convert(model, varied_images(2, 3, 12).float())
