@@ -23,7 +23,15 @@ STEPS = st.one_of(
     st.tuples(st.just("depthwise")),
     st.tuples(st.just("gate")),
     st.tuples(st.just("pool"), st.sampled_from(["max", "average", "counted"])),
-    st.tuples(st.just("norm"), st.sampled_from(["batch", "layer"])),
+    st.tuples(st.just("norm"), st.sampled_from(["batch", "layer", "group", "instance", "rms", "spelled", "unit"])),
+    st.tuples(
+        st.just("attention"),
+        st.sampled_from(["apart", "fused", "module", "spelled"]),
+        st.sampled_from([1, 2, 4]),
+        st.sampled_from([2, 3]),
+    ),
+    st.tuples(st.just("hidden"), st.sampled_from(["gelu", "glu", "softmax"])),
+    st.tuples(st.just("statistic"), st.sampled_from(["mean", "max", "std", "softmax"])),
     st.tuples(st.just("shared")),
     st.tuples(st.just("pad"), st.sampled_from(["rows", "channels"])),
     st.tuples(st.just("activation"), st.sampled_from(["relu", "silu", "hardsigmoid", "inplace"])),
@@ -65,10 +73,36 @@ class RandomNetwork(nn.Module):
         if kind == "gate":
             self.layers[key] = nn.Sequential(nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1), nn.Sigmoid())
         if kind == "norm":
-            self.layers[key] = nn.BatchNorm2d(width) if options[0] == "batch" else nn.LayerNorm(width)
+            self.add_norm(key, options[0], width)
+        if kind == "attention":
+            self.add_attention(key, *options, width)
+        if kind == "hidden":
+            self.layers[key] = nn.ModuleList(
+                [nn.Linear(width, 12), nn.Linear(6 if options[0] == "glu" else 12, width), nn.LayerNorm(width)]
+            )
         if kind == "write":
             self.layers[key] = nn.Conv2d(width, width // 2, 1)
         return width + 2 if kind == "pad" and options[0] == "channels" else width
+
+    def add_norm(self, key: str, kind: str, width: int) -> None:
+        norms = {
+            "batch": lambda: nn.BatchNorm2d(width),
+            "layer": lambda: nn.LayerNorm(width),
+            "rms": lambda: nn.RMSNorm(width, eps=1e-3),
+            "group": lambda: nn.GroupNorm(2 if width % 2 == 0 else 1, width),
+            "instance": lambda: nn.InstanceNorm2d(width, affine=True),
+        }
+        if kind in norms:
+            self.layers[key] = norms[kind]()
+
+    def add_attention(self, key: str, kind: str, heads: int, inner: int, width: int) -> None:
+        total = heads * inner
+        if kind == "module" and width % heads == 0:
+            self.layers[key] = nn.MultiheadAttention(width, heads, batch_first=True)
+        elif kind == "fused":
+            self.layers[key] = nn.ModuleList([nn.Linear(width, 3 * total), nn.Linear(total, width)])
+        else:
+            self.layers[key] = nn.ModuleList([*(nn.Linear(width, total) for _ in "qkv"), nn.Linear(total, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -103,7 +137,22 @@ class RandomNetwork(nn.Module):
                 "counted": lambda: F.avg_pool2d(x, 3, 1, 1),
             }[options[0]]()
         if kind == "norm":
-            return layer(x) if options[0] == "batch" else layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.normalise(layer, options[0], x)
+        if kind == "attention":
+            tokens = x.flatten(2).transpose(1, 2)
+            return x + self.attend(layer, *options, tokens).transpose(1, 2).reshape(b, c, h, w)
+        if kind == "hidden":
+            first, second, norm = layer
+            y = first(norm(x.permute(0, 2, 3, 1)))
+            y = {"gelu": F.gelu, "glu": lambda y: F.glu(y, -1), "softmax": lambda y: y.softmax(-1)}[options[0]](y)
+            return x + second(y).permute(0, 3, 1, 2)
+        if kind == "statistic":
+            return {
+                "mean": lambda: x - x.mean(1, keepdim=True),
+                "max": lambda: x - x.amax(1, keepdim=True) / 2,
+                "std": lambda: x / (1 + x.std(1, keepdim=True)),
+                "softmax": lambda: x + x.softmax(1),
+            }[options[0]]()
         if kind == "pad":
             return F.pad(x, (1, 0, 0, 1)) if options[0] == "rows" else F.pad(x, (0, 0, 0, 0, 1, 1))
         if kind == "activation":
@@ -119,14 +168,38 @@ class RandomNetwork(nn.Module):
             return out + x
         return x.flatten(2).transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
 
+    def normalise(self, layer, kind: str, x: Tensor) -> Tensor:
+        if kind in ("batch", "group", "instance"):
+            return layer(x)
+        if kind in ("layer", "rms"):
+            return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if kind == "unit":
+            return F.normalize(x, dim=1) * 3
+        centred = x - x.mean(1, keepdim=True)
+        return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-3)
 
-def check_network(steps: list[tuple], width: int, share: float, seed: int, granularity: str) -> None:
+    def attend(self, layer, kind: str, heads: int, inner: int, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.MultiheadAttention):
+            return layer(x, x, x, need_weights=False)[0]
+        b, n, _ = x.shape
+        if kind == "fused":
+            q, k, v = layer[0](x).reshape(b, n, 3, heads, inner).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (f(x).view(b, n, heads, inner).transpose(1, 2) for f in layer[:3])
+        if kind == "spelled":
+            out = ((q @ k.transpose(-2, -1)) * inner**-0.5).softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        return layer[-1](out.transpose(1, 2).reshape(b, n, heads * inner))
+
+
+def check_network(steps: list[tuple], width: int, share: float, seed: int, granularity: str, heads: str) -> None:
     torch.manual_seed(seed)
     model = RandomNetwork(steps, width).double()
     randomise(model, seed)
     x = varied_images(3, 3, 9)
     settle_statistics(model, x, seed)
-    prepared = fxprune.prepare(model, x, granularity=granularity)
+    prepared = fxprune.prepare(model, x, granularity=granularity, heads=heads)
     if granularity == "channel":
         close_units(prepared, share, seed)
     else:
@@ -146,22 +219,23 @@ networks = given(
     width=WIDTHS,
     share=st.sampled_from([0.2, 0.5, 0.8]),
     seed=st.integers(0, 1000),
-    granularity=st.sampled_from(["channel", "weight"]),
+    granularity=st.sampled_from(["channel", "channel", "weight"]),
+    heads=st.sampled_from(["whole", "inner"]),
 )
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @networks
 def test_random_networks_convert_exactly(
-    steps: list[tuple], width: int, share: float, seed: int, granularity: str
+    steps: list[tuple], width: int, share: float, seed: int, granularity: str, heads: str
 ) -> None:
-    check_network(steps, width, share, seed, granularity)
+    check_network(steps, width, share, seed, granularity, heads)
 
 
 @pytest.mark.zoo
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @networks
 def test_many_random_networks_convert_exactly(
-    steps: list[tuple], width: int, share: float, seed: int, granularity: str
+    steps: list[tuple], width: int, share: float, seed: int, granularity: str, heads: str
 ) -> None:
-    check_network(steps, width, share, seed, granularity)
+    check_network(steps, width, share, seed, granularity, heads)

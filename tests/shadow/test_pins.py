@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fxprune.shadow.ids import PINNED, IdTable
 from tests.shadow.test_ids import columns, conv, find_channels, rows
