@@ -391,6 +391,7 @@ VIEW = "the projection is narrowed along its last dimension, and the view after 
 GUARD = "a guard on a number of channels is compared with the old number, and GuardViolated is not caught"
 LAST = "the last but one cannot go: a product of one head (one channel) is not recognised as smaller"
 
+
 TOKENS_GO = ("learnt queries",)
 """Where tokens are units too, and a mean over none of them is left if all close."""
 
@@ -582,3 +583,16 @@ def test_attention_of_zeros_converts_without_being_prepared(name: str) -> None:
     compact = fxprune.convert(model, tokens())
     assert_same(model, compact, tokens(5, 9, 1))
     assert compact.report.units_removed > 0
+
+
+def test_one_fused_head_is_unbound() -> None:
+    """Queries, keys and values lose different channels, and come apart by `unbind`."""
+
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(x).reshape(*x.shape[:2], 3, 1, INNER).permute(2, 0, 3, 1, 4).unbind(0)
+        return x + m.o(merge(F.scaled_dot_product_attention(q, k, v)))
+
+    prepared = prepare_randomised(Tokens(body, qkv=nn.Linear(16, 18), o=nn.Linear(6, 16)), tokens(), "inner")
+    rows = units_of(prepared, "qkv.weight", 0).view(3, INNER)
+    set_gates(prepared, rows[0, :1].tolist() + rows[2, :3].tolist())
+    convert_now(prepared)

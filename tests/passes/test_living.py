@@ -393,3 +393,30 @@ def test_a_stream_that_is_embedded_and_read_by_one_table_is_pruned() -> None:
     assert compact.out.weight is compact.words.weight
     assert compact.words.weight.shape[0] == 20
     assert compact.words.weight.shape[1] == compact.a.in_features < 16
+
+
+@pytest.mark.xfail(strict=True, reason="a statistic of no channels is infinite or NaN, times a closed column NaN")
+@pytest.mark.parametrize(
+    "build",
+    [LIVING["std"][0], net(lambda m, x: F.avg_pool2d(x - x.amax(1, keepdim=True), 2))],
+    ids=["std", "max"],
+)
+def test_a_layer_that_is_closed_as_a_whole_gives_numbers(build: Callable[[], nn.Module]) -> None:
+    prepared = prepare_randomised(build(), images())
+    set_gates(prepared, units_of(prepared, "stem.weight", 0).tolist())
+    assert prepared(images()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name", ["layer norm", "rms norm", "group norm, one", "mean", "var, biased", "normalize", "softmax"]
+)
+def test_a_norm_of_a_layer_that_is_closed_as_a_whole_gives_numbers(name: str) -> None:
+    prepared = prepare_randomised(LIVING[name][0](), images())
+    set_gates(prepared, units_of(prepared, "stem.weight", 0).tolist())
+    out = prepared(images())
+    assert out.isfinite().all()
+    out.square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in prepared.parameters())
+    compact = fxprune.convert(prepared)
+    assert list(compact.report.kept) == ["the strongest unit of a layer that would be empty stays"]
+    torch.testing.assert_close(compact(images(5, 12, 1)), prepared(images(5, 12, 1)), rtol=1e-12, atol=1e-12)
