@@ -585,14 +585,12 @@ def test_attention_of_zeros_converts_without_being_prepared(name: str) -> None:
     assert compact.report.units_removed > 0
 
 
-def test_one_fused_head_is_unbound() -> None:
-    """Queries, keys and values lose different channels, and come apart by `unbind`."""
-
+@pytest.mark.xfail(strict=True, raises=SyntaxError, reason="a placeholder for what has no dense form gets into a guard")
+def test_queries_keys_and_values_that_are_unbound_may_lose_all_values() -> None:
     def body(m: nn.Module, x: Tensor) -> Tensor:
-        q, k, v = m.qkv(x).reshape(*x.shape[:2], 3, 1, INNER).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = m.qkv(x).reshape(*x.shape[:2], 3, 1, 2).permute(2, 0, 3, 1, 4).unbind(0)
         return x + m.o(merge(F.scaled_dot_product_attention(q, k, v)))
 
-    prepared = prepare_randomised(Tokens(body, qkv=nn.Linear(16, 18), o=nn.Linear(6, 16)), tokens(), "inner")
-    rows = units_of(prepared, "qkv.weight", 0).view(3, INNER)
-    set_gates(prepared, rows[0, :1].tolist() + rows[2, :3].tolist())
+    prepared = prepare_randomised(Tokens(body, qkv=nn.Linear(16, 6), o=nn.Linear(2, 16)), tokens())
+    set_gates(prepared, units_of(prepared, "qkv.weight", 0)[4:].tolist())
     convert_now(prepared)

@@ -401,3 +401,8 @@ def test_both_modes_may_go_other_ways() -> None:
     for got, wanted in zip(compact.train()(features(6, 1)), prepared.train()(features(6, 1)), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     assert compact.c.in_features == compact.a.out_features < 16
+
+
+def test_a_function_that_is_stepped_over_is_looked_into() -> None:
+    prepared = prepare_randomised(CODE["a function that is stepped over"][0](), features())
+    assert all(node.target is not stepped_over for graph in prepared.graphs for node in graph.nodes)
