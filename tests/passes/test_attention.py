@@ -353,11 +353,11 @@ CASES: dict[str, Case] = {
     "sdpa, mask": Case(lambda: Tokens(sdpa_masked, **linears("q", "k", "v")), 20, 28),
     "position bias": Case(lambda: Tokens(position_bias, table=table(40, 4), **linears("q", "k", "v")), 20, 28),
     "embedded bias": Case(lambda: Tokens(embedded_bias, bias=nn.Embedding(8, 4), **linears("q", "k", "v")), 20, 28),
-    "rotary": Case(lambda: Tokens(rotary, **linears("q", "k", "v")), 16, 25),
-    "rotary pairs": Case(lambda: Tokens(rotary_pairs, **linears("q", "k", "v")), 16, 25),
+    "rotary": Case(lambda: Tokens(rotary, **linears("q", "k", "v")), 20, 25),
+    "rotary pairs": Case(lambda: Tokens(rotary_pairs, **linears("q", "k", "v")), 20, 25),
     "cosine": Case(lambda: Tokens(cosine, temperature=table(4, 1, 1), **linears("q", "k", "v")), 20, 22),
     "normed": Case(lambda: Tokens(normed, nq=nn.LayerNorm(6), nk=nn.LayerNorm(6), **linears("q", "k", "v")), 20, 22),
-    "normed, rms": Case(lambda: Tokens(normed, nq=nn.RMSNorm(6), nk=nn.RMSNorm(6), **linears("q", "k", "v")), 16, 22),
+    "normed, rms": Case(lambda: Tokens(normed, nq=nn.RMSNorm(6), nk=nn.RMSNorm(6), **linears("q", "k", "v")), 20, 22),
     "cross covariance": Case(
         lambda: Tokens(cross_covariance, temperature=table(4, 1, 1), **linears("q", "k", "v")), 20, 28),
     "pooled": Case(lambda: Tokens(pooled, pool=nn.Conv1d(6, 6, 3, 2, 1, groups=6, bias=False), norm=nn.LayerNorm(6),
@@ -539,11 +539,6 @@ def test_two_channels_of_each_head_are_enough_and_the_scale_stays() -> None:
         set_gates(prepared, keys[2:] + values[2:])
         compact = convert_now(prepared)
         assert (compact.q.out_features, compact.v.out_features) == (8, 4 if "grouped" in name else 8)
-
-
-@pytest.mark.xfail(strict=True, reason="heads that are turned cannot go, and no reason is given")
-def test_heads_that_are_turned_can_go() -> None:
-    assert count_units(prepared_case("rotary", "whole")) == 20
 
 
 def test_a_head_that_is_an_output_stays() -> None:
