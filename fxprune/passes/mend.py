@@ -81,7 +81,10 @@ class Mender:
             self.env[node] = self.attempt(node)
             return
         if node.target is check_guard:
-            node.update_arg(1, self.env[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0])
+            actual = self.env[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
+            node.update_arg(0, node.args[1]) if actual is RAGGED else node.update_arg(1, actual)
+            self.env[node] = None
+            return
         if self.is_ragged(self.values[old]):
             self.env[node] = RAGGED
             return

@@ -20,6 +20,9 @@ from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.trace import copy_model, trace, trace_region
 
+ROUGH = 0.02
+"""How far a graph may be from the code it was made of, in shares of the largest output: bfloat16 rounds by 0.004."""
+
 MOST_CALLS = 8
 """How many calls of a module, of different shapes, a graph is tried on."""
 
@@ -40,7 +43,9 @@ def trace_regions(model: nn.Module, inputs: Inputs) -> TracedModel:
         TraceError: nothing of the model that holds two layers can be traced, or it does not run on the inputs.
     """
     try:
-        return trace(model, inputs)
+        traced = trace(model, inputs)
+        compare_code(model, traced, inputs)
+        return traced
     except TraceError as error:
         root = copy_model(model)
         try:
@@ -56,6 +61,35 @@ def trace_regions(model: nn.Module, inputs: Inputs) -> TracedModel:
         for name, module in model.named_modules():
             traced.get_submodule(name).training = module.training
         return traced
+
+
+def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
+    """Run the user's code beside the graph that was made of it; raises TraceError where they differ.
+
+    So code that tells what it is traced with from tensors, or calls a layer past its module, is found out.
+    """
+    code = copy_model(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(code), in_eval_mode(traced):
+        wanted = floats_of(code, inputs)
+        if are_alike(wanted, floats_of(traced, inputs)) or not are_alike(wanted, floats_of(code, inputs)):
+            return  # random outputs cannot be compared
+    raise TraceError(
+        f"the graph traced of {type(model).__name__} gives other outputs than its code, which must tell a traced value "
+        "from a tensor (by type(x) instead of isinstance), or use the weights of a layer past the layer"
+    )
+
+
+def floats_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a model on copies of the inputs, and list the outputs that are no whole numbers."""
+    args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
+    return [t.double() for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point() and t.numel()]
+
+
+def are_alike(wanted: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether outputs are the same but for rounding, at a glance."""
+    limits = [ROUGH * float(t.abs().nan_to_num().max()) for t in wanted]
+    same = zip(wanted, found, limits, strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, 0, limit, equal_nan=True) for a, b, limit in same)
 
 
 def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:

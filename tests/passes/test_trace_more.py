@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import as_inputs
 from tests.conversion import assert_same, convert_closed, count_units, prepare_randomised
 from tests.exactness import close_units, randomise
@@ -258,14 +258,13 @@ BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
                           "a plain RuntimeError: no hooks on such modules"),
     "vmap": (lambda: Net(lambda m, x: end(m, torch.vmap(lambda row: row * 2)(m.a(x)))), "it gets proxies"),
     "exact type": (lambda: Net(lambda m, x: end(m, m.a(x)) if type(x) is Tensor else m.h(m.b(x.new_zeros(1, 16)))),
-                   "a proxy's type is no tensor: the other way is taken, and nobody notices"),
+                   "a proxy's type is no tensor: the other way is taken"),
     "a number of a buffer": (lambda: Net(lambda m, x: end(m, m.a(x) * float(m.k)), k=nn.Buffer(torch.tensor(2.0))),
                              "NameError: a guard on a number of numpy's kind cannot be written down"),
     "other weights for one call": (lambda: Net(lambda m, x: end(m, torch.func.functional_call(
-        m.a, {"weight": m.a.weight * 2}, (x,)))), "the layer's own weights are used, and nobody notices"),
+        m.a, {"weight": m.a.weight * 2}, (x,)))), "the layer's own weights are used"),
     "a failure that is caught": (lambda: Net(try_view), "the node that failed stays in the graph"),
     "a truth value that torch checks": (lambda: Net(check_sizes), "torch._check takes no traced truth value"),
-    "a choice by width": (lambda: Net(choose_by_width), "a guard on a width compares with the old one at conversion"),
     "factors of a table": (lambda: Factors(), "no weight is left, and torch.cat of nothing raises ValueError"),
     "strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (16, 1)))),
                         "a plain RuntimeError at conversion"),
@@ -281,6 +280,16 @@ def test_what_is_broken_is_pruned_exactly(name: str) -> None:
     prepared = prepare_randomised(model, features())
     torch.testing.assert_close(prepared(features(6, 1)), model(features(6, 1)), rtol=1e-12, atol=1e-12)
     convert_closed(prepared, features(6, 1), share=0.4, seed=1)
+
+
+def test_a_choice_by_width_is_made_as_it_was() -> None:
+    convert_closed(prepare_randomised(Net(choose_by_width), features()), features(6, 1), share=0.4, seed=1)
+
+
+@pytest.mark.parametrize("name", ["exact type", "other weights for one call"])
+def test_code_that_does_something_else_than_its_graph_is_refused(name: str) -> None:
+    with pytest.raises(TraceError, match="gives other outputs than its code"):
+        fxprune.prepare(BROKEN[name][0](), features())
 
 
 def test_keyword_inputs_may_stand_behind_a_gap_and_defaults_stay() -> None:
