@@ -7,11 +7,6 @@ by itself is one region: its graph takes the place of its forward, its inputs an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -19,21 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.trace import copy_model, trace, trace_region
+from fxprune.passes.watch import Calls, kept_buffers, watch_calls
 
 ROUGH = 0.02
 """How far a graph may be from the code it was made of, in shares of the largest output: bfloat16 rounds by 0.004."""
-
-MOST_CALLS = 8
-"""How many calls of a module, of different shapes, a graph is tried on."""
-
-
-@dataclass
-class Calls:
-    """How one module was called while the whole model ran."""
-
-    inputs: list[Inputs] = field(default_factory=list)
-    shapes: list[Any] = field(default_factory=list)
-    owner_absent: bool = False  # called past the module that holds it
 
 
 def trace_regions(model: nn.Module, inputs: Inputs) -> TracedModel:
@@ -92,66 +76,6 @@ def are_alike(wanted: list[Tensor], found: list[Tensor]) -> bool:
     return all(a.shape == b.shape and torch.allclose(a, b, 0, limit, equal_nan=True) for a, b, limit in same)
 
 
-def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:
-    """Run a model in eval mode, and note how each of its modules is called; raises TraceError if it does not run."""
-    calls = {name: Calls() for name, _ in root.named_modules()}
-    active: list[str] = []
-    handles = []
-
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            parent = name.rpartition(".")[0]
-            while parent and not calls[parent].shapes and type(root.get_submodule(parent)).forward is nn.Module.forward:
-                parent = parent.rpartition(".")[0]  # a list of modules is never called itself
-            calls[name].owner_absent |= bool(parent) and parent not in active
-            active.append(name)
-            note_call(calls[name], (args, kwargs))
-
-        return hook
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        active.pop()
-
-    for name, module in root.named_modules():
-        if name:
-            handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(root), kept_buffers(root):
-            args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
-            root(*args, **kwargs)
-    except Exception as error:
-        raise TraceError(f"{type(root).__name__} does not run on the example inputs: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def note_call(calls: Calls, inputs: Inputs) -> None:
-    """Keep the inputs of a call, unless some of the same shapes are kept."""
-    shapes = tree_map_only(Tensor, lambda t: (t.shape, t.dtype), inputs)
-    try:
-        if shapes in calls.shapes or len(calls.shapes) >= MOST_CALLS:
-            return
-    except RuntimeError:  # objects that cannot be compared
-        return
-    calls.shapes.append(shapes)
-    calls.inputs.append(tree_map_only(Tensor, lambda t: t.detach().clone(), inputs))
-
-
-@contextmanager
-def kept_buffers(root: nn.Module) -> Iterator[None]:
-    """Put buffers back."""
-    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    try:
-        yield
-    finally:
-        for name, buffer in root.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
-
-
 class Search:
     """The search for the largest modules that can be traced, from the whole model down."""
 
@@ -188,6 +112,8 @@ class Search:
         past = [name for name in (path, *inside) if self.calls[name].owner_absent and name != path]
         if past:
             raise TraceError(f"{past[0]} inside of it is also called from outside")
+        for name, line in calls.read_outside.items():
+            raise TraceError(f"{name} inside of it is also read from outside ({line})")
         if any(t.numel() == 0 for t in tree_leaves(calls.inputs) if isinstance(t, Tensor)):
             raise TraceError("it is called with empty tensors, of which nothing can be learnt")
         used = copy_model(self.root)  # code that was left halfway leaves its objects in any state

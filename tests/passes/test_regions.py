@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -221,10 +222,12 @@ def test_a_module_that_is_called_past_its_owner_makes_the_owner_none() -> None:
     convert_closed(prepared, images(5, 9, 1))
 
 
-def test_a_parameter_that_untraced_code_reads_is_left_as_it_is() -> None:
+def test_a_parameter_that_is_tied_to_one_outside_of_all_regions_is_left_as_it_is() -> None:
+    """Other inputs than the example may lead to code that reads it."""
+
     def code(m: Detector, x: Tensor) -> Tensor:
         y = decide(m.body(x).mean((2, 3)))
-        return m.head(y) + m.single.weight.sum(1)[:5] * y.mean(1, keepdim=True)
+        return m.head(y) + (m.single.weight.sum(1)[:5] * y.mean(1, keepdim=True) if len(x) > 3 else 0)
 
     model = Detector(code, single=nn.Linear(16, 32))
     model.single.weight = model.head.a.weight
@@ -236,15 +239,38 @@ def test_a_parameter_that_untraced_code_reads_is_left_as_it_is() -> None:
     assert compact.single.weight is compact.head.a.weight
 
 
-@pytest.mark.xfail(strict=True, reason="what untraced code reads of a region's parameters is neither seen nor compared")
-def test_weights_of_a_region_that_untraced_code_reads_stay() -> None:
-    """The whole model's code looks at a layer's bias, past the module that holds it."""
-
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda m: m.head.a.bias.sum(),
+        lambda m: m.head.a.weight.shape[0] / 32,
+        lambda m: sum(parameter.data.mean() for parameter in m.head.parameters()),
+        lambda m: torch.stack([m.head.a.bias, m.head.a.bias]).mean(),
+    ],
+)
+def test_a_region_whose_weights_other_code_reads_is_none(read: Callable[[Detector], Any]) -> None:
     def code(m: Detector, x: Tensor) -> Tensor:
         y = decide(m.body(x).mean((2, 3)))
-        return m.head(y) + m.head.a.bias.sum() * y.mean(1, keepdim=True)
+        return m.head(y) + read(m) * y.mean(1, keepdim=True)
 
-    convert_closed(prepare_randomised(Detector(code), images()), images(5, 9, 1))
+    prepared = prepare_randomised(Detector(code, other=Head()), images())
+    assert "head" not in paths(prepared)
+    assert re.search(r"head\.a\.\w+ inside of it .* read from outside \(.*test_regions.py:", prepared.untraced["head"])
+    gates = torch.zeros(prepared.fxprune.gates.numel())
+    gates[::3] = 1
+    prepared.fxprune.set_gates(gates)
+    assert_same(prepared, fxprune.convert(prepared), images(5, 9, 1))
+
+
+def test_code_may_ask_for_the_type_and_the_device_of_a_regions_weights() -> None:
+    def code(m: Detector, x: Tensor) -> Tensor:
+        weight = m.head.a.weight
+        y = m.body(x.to(weight.device, weight.dtype) if weight.is_floating_point() else x)
+        return m.head(decide(y.mean((2, 3))))
+
+    prepared = prepare_randomised(Detector(code), images())
+    assert paths(prepared) == ["body", "head"]
+    convert_closed(prepared, images(5, 9, 1))
 
 
 def test_lists_of_modules_that_code_goes_through_are_searched() -> None:
