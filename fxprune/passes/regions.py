@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.trace import copy_model, trace, trace_region
-from fxprune.passes.watch import Calls, kept_buffers, watch_calls
+from fxprune.passes.watch import Calls, kept_state, watch_calls
 
 ROUGH = 0.02
 """How far a graph may be from the code it was made of, in shares of the largest output: bfloat16 rounds by 0.004."""
@@ -44,13 +44,15 @@ def trace_regions(model: nn.Module, inputs: Inputs) -> TracedModel:
         traced.train(model.training)
         for name, module in model.named_modules():
             traced.get_submodule(name).training = module.training
+        compare_code(model, traced, inputs)
         return traced
 
 
 def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
     """Run the user's code beside the graph that was made of it; raises TraceError where they differ.
 
-    So code that tells what it is traced with from tensors, or calls a layer past its module, is found out.
+    So code is found out that tells what it is traced with from tensors, calls a layer past its module, or leaves a
+    result in an attribute.
     """
     code = copy_model(model)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(code), in_eval_mode(traced):
@@ -58,8 +60,9 @@ def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
         if are_alike(wanted, floats_of(traced, inputs)) or not are_alike(wanted, floats_of(code, inputs)):
             return  # random outputs cannot be compared
     raise TraceError(
-        f"the graph traced of {type(model).__name__} gives other outputs than its code, which must tell a traced value "
-        "from a tensor (by type(x) instead of isinstance), or use the weights of a layer past the layer"
+        f"what was traced of {type(model).__name__} gives other outputs than its code, which must tell a traced value "
+        "from a tensor (by type(x) instead of isinstance), use the weights of a layer past the layer, or let a module "
+        "leave something in an attribute that code outside of it reads"
     )
 
 
@@ -138,7 +141,7 @@ def compare_calls(root: nn.Module, region: Region, calls: Calls) -> None:
     module = root.get_submodule(region.path)
     own = TracedModel(shell, Graphs([region]))
     run = vars(module).pop("forward")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(own), kept_buffers(root):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(own), kept_state(root):
         for inputs in calls.inputs:
             (args, kwargs), (same, alike) = (tree_map_only(Tensor, torch.clone, inputs) for _ in range(2))
             wanted = tensors_in(module(*args, **kwargs))

@@ -61,7 +61,7 @@ def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:
             handles.append(module.register_forward_pre_hook(enter(name), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(root), kept_buffers(root):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(root), kept_state(root):
             args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
             with ReadWatch(root, calls, active):
                 root(*args, **kwargs)
@@ -116,12 +116,16 @@ def note_call(calls: Calls, inputs: Inputs) -> None:
 
 
 @contextmanager
-def kept_buffers(root: nn.Module) -> Iterator[None]:
-    """Put buffers back."""
+def kept_state(root: nn.Module) -> Iterator[None]:
+    """Put buffers back, and all that code leaves in attributes."""
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in root.modules()]
     try:
         yield
     finally:
+        for part, own, own_buffers in attributes:
+            vars(part).clear()
+            vars(part).update(own)
+            part._buffers = own_buffers
         for name, buffer in root.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
+            buffer.copy_(buffers[name])

@@ -262,6 +262,21 @@ def test_a_region_whose_weights_other_code_reads_is_none(read: Callable[[Detecto
     assert_same(prepared, fxprune.convert(prepared), images(5, 9, 1))
 
 
+def test_a_result_that_is_left_in_an_attribute_for_other_code_is_missed_and_said() -> None:
+    class Leaving(Head):
+        left: Any = 0.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.left = self.a(x)
+            return self.b(self.left)
+
+    def code(m: Detector, x: Tensor) -> Tensor:
+        return m.other(decide(m.body(x).mean((2, 3)))) + torch.as_tensor(m.other.left).mean(-1, keepdim=True)
+
+    with pytest.raises(TraceError, match="in an attribute that code outside of it reads"):
+        prepare_randomised(Detector(code, other=Leaving()), images())
+
+
 def test_code_may_ask_for_the_type_and_the_device_of_a_regions_weights() -> None:
     def code(m: Detector, x: Tensor) -> Tensor:
         weight = m.head.a.weight
