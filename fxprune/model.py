@@ -220,8 +220,9 @@ class RegionForward:
 class PreparedModel(TracedModel):
     """A traced model with masks between its parameters and the ops that use them.
 
-    `fxprune` holds the masks and their state, `plain` the graphs without them, `pinned` how many channels
-    cannot be pruned, by reason and line of the model's source. `whole_heads` says what of attention is one unit.
+    `fxprune` holds the masks and their state, `plain` the graphs without them, `pinned` how many rows
+    of weights cannot be pruned, by reason and line of the model's source. `whole_heads` says what of attention is one
+    unit.
     """
 
     fxprune: Masks

@@ -1,4 +1,4 @@
-"""Which units live on the same dimensions of the same parameters, what ties them, and why some cannot be pruned."""
+"""Which units live on the same dimensions of the same parameters, and what ties them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.inspection.report import Group, PinnedBy, Place, Tie
+from fxprune.inspection.report import Group, Place, Tie
 from fxprune.model import TracedModel, find_tensor
 from fxprune.passes.analyse import Channels, Shadow
+from fxprune.passes.find_pins import rows_of
 from fxprune.passes.insert_masks import find_maskable, find_muted, number_units
 from fxprune.passes.living import can_live
-from fxprune.shadow.ids import PINNED, join
+from fxprune.shadow.ids import PINNED
 
 EXCLUDED = "excluded"
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -260,34 +261,6 @@ def find_layer(model: nn.Module, node: fx.Node) -> str:
         if leaf not in model.get_submodule(owner)._buffers:
             return owner or name
     return ""
-
-
-def find_pins(channels: Channels) -> tuple[PinnedBy, ...]:
-    """List what pins rows of weights, the most first; an op that ties them to what is no channel pins them, too."""
-    ends = torch.cat([NONE.view(2, 0), *(edges for _, edges in channels.ties)], 1)
-    tied = join(torch.arange(len(channels.units)), [ends[:, (ends != PINNED).all(0)]])  # without what is pinned
-    rows = torch.zeros(len(channels.units), dtype=torch.int64)
-    for _, ids in rows_of(channels):
-        rows.index_add_(0, tied[ids], torch.ones_like(ids))
-    reasons = {(pin.reason, pin.where): [ids] for pin, ids in channels.pins.items()}
-    named = torch.zeros(len(channels.units), dtype=torch.bool)
-    for ids in channels.pins.values():
-        named[ids] = True
-    for node, edges in channels.ties:
-        other = edges.amax(0)[(edges == PINNED).any(0)]
-        if node is not None and len(other) and not bool(named[other].all()):
-            where = str(node.meta.get("where", node.name))
-            reasons.setdefault(("tied to what is no channel, such as an input of the model", where), []).append(other)
-    counts = {reason: int(rows[torch.unique(tied[torch.cat(ids)])].sum()) for reason, ids in reasons.items()}
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return tuple(PinnedBy(*reason, count) for reason, count in ordered if count)
-
-
-def rows_of(channels: Channels) -> Iterator[tuple[str, Tensor]]:
-    """Go through the weights of contractions: name, and the ids of the rows."""
-    for name, dim in channels.weights.items():
-        for ids in channels.parameters[name].along(dim)[:1] if name in channels.parameters else ():
-            yield name, ids
 
 
 def count_rows(channels: Channels, prunable: Tensor) -> tuple[int, int]:

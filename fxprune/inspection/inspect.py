@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.api import check_arguments
 from fxprune.inspection.costs import batch_of, count_macs
-from fxprune.inspection.groups import count_rows, describe_groups, find_groups, find_pins
+from fxprune.inspection.groups import count_rows, describe_groups, find_groups
 from fxprune.inspection.layers import list_layers
 from fxprune.inspection.report import Inspection
 from fxprune.methods.feather import Feather
@@ -18,6 +18,7 @@ from fxprune.model import as_inputs
 from fxprune.passes.analyse import analyse
 from fxprune.passes.decompose import decompose
 from fxprune.passes.exclude import Pattern, find_excluded
+from fxprune.passes.find_pins import find_pins
 from fxprune.passes.guess_inputs import guess_inputs
 from fxprune.passes.regions import trace_regions
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from fxprune.passes.find_pins import PinnedBy
+
 MOST_GROUPS = 100
 """How many groups the table shows; JSON has all."""
 
@@ -76,22 +78,6 @@ class Group:
     def layers(self, role: str) -> list[str]:
         """List the layers in which the group has this role, in the model's order."""
         return list(dict.fromkeys(_layer_of(place.parameter) for place in self.places if place.role == role))
-
-
-@dataclass(frozen=True)
-class PinnedBy:
-    """Why channels are pinned: the reason, the line of the user's source, and how far it reaches.
-
-    `rows` counts the rows of weights that the op touches, and all rows that are tied to them. What two ops pin
-    counts for both.
-    """
-
-    reason: str
-    where: str
-    rows: int
-
-    def __str__(self) -> str:
-        return f"{self.reason} ({self.where})"
 
 
 @dataclass(frozen=True)

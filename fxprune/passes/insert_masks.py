@@ -18,12 +18,10 @@ from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
 from fxprune.model import PreparedModel, TracedModel, find_tensor
-from fxprune.passes.analyse import Channels, Shadow
+from fxprune.passes.analyse import Channels
+from fxprune.passes.find_pins import find_pins
 from fxprune.passes.living import can_live, use_living
 from fxprune.shadow.ids import PINNED
-from fxprune.shadow.tensor import varying
-
-NOTHING = Shadow((), (), None)
 
 
 def insert_weight_masks(
@@ -39,7 +37,8 @@ def insert_weight_masks(
         raise TargetError(
             "no weight is left to prune: the model has no convolution or linear layer that is not excluded"
         )
-    prepared = PreparedModel(model, masks, count_pinned(channels))
+    pinned = {str(pin): pin.rows for pin in find_pins(channels)}
+    prepared = PreparedModel(model, masks, pinned)
     for graph in prepared.graphs:
         for name in channels.weights:
             if key_of(name) in masks.weight_masks:
@@ -76,7 +75,8 @@ def insert_unit_masks(
             name = f"{node.name}_{len(muted)}"
             masks.add_alive(name, index)
             muted.append((node, *operand, f"fxprune.alive.{key_of(name)}.open"))
-    prepared = PreparedModel(model, masks, count_pinned(channels))
+    pinned = {str(pin): pin.rows for pin in find_pins(channels)}
+    prepared = PreparedModel(model, masks, pinned)
     alike = model.graphs.pair_nodes(prepared.graphs)
     for node, x, dim, is_open in muted:
         use_living(alike[node], alike[x], dim, is_open)
@@ -85,16 +85,6 @@ def insert_unit_masks(
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
     prepared.set_graphs(prepared.graphs)
     return prepared
-
-
-def count_pinned(channels: Channels) -> dict[str, int]:
-    """How many ids of weights each reason pins; kernels' heights and widths are no channels, and left out."""
-    ids = [t for name in channels.weights for t in channels.parameters.get(name, NOTHING).ids]
-    rows = [t.reshape(-1) for t in ids if varying(t)[0] < 2]
-    weights = torch.zeros(len(channels.units), dtype=torch.bool)
-    weights[torch.cat(rows)] = True
-    counts = {str(pin): int(weights[torch.unique(ids)].sum()) for pin, ids in channels.pins.items()}
-    return {reason: count for reason, count in counts.items() if count}
 
 
 def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> Tensor:

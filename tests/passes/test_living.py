@@ -269,8 +269,12 @@ def test_channels_that_meet_all_others_stay(name: str) -> None:
     convert_closed(prepared, images(5, 8, 1))
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is said of them")
-@pytest.mark.parametrize("name", BETWEEN)
+UNSAID = pytest.mark.xfail(strict=True, reason="nothing is said of them")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("products", marks=UNSAID), pytest.param("attention", marks=UNSAID), "triangle"]
+)
 def test_channels_that_meet_all_others_stay_for_a_reason(name: str) -> None:
     prepared = prepare_randomised(BETWEEN[name](), images())
     assert any("test_living.py:" in pin for pin in prepared.pinned)
