@@ -30,6 +30,7 @@ class Shadow:
     ids: Ids
     constant: Constant | None
     made: Tensor | None = None  # the values, where the code makes them of numbers alone, as `arange` does
+    layout: Tensor | None = None  # on the meta device: its type and strides; None where no input reaches it
 
     def along(self, dim: int) -> list[Tensor]:
         """The ids that vary along this dimension and no other, [size] each."""
@@ -51,6 +52,7 @@ class Channels:
     effects: list[dict[fx.Node, Shadow]]
     moves: set[fx.Node]  # nodes that only move elements
     elementwise: set[fx.Node]  # nodes that work position by position
+    plain: set[fx.Node]  # nodes that take no numbers of channels: with fewer channels they give fewer, as they are
     widths: set[fx.Node]  # numbers that follow from numbers of channels alone, not from batch or image size
     weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
     readers: list[Reader]
@@ -116,6 +118,7 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
         effects,
         run.moves,
         run.elementwise,
+        run.plain,
         run.widths,
         table.weights,
         table.readers,
@@ -161,8 +164,10 @@ class ShadowRun:
         self.computed: dict[str, Tensor] = {}  # what each name stands for
         self.moves: set[fx.Node] = set()
         self.elementwise: set[fx.Node] = set()
+        self.plain: set[fx.Node] = set()
         self.widths: set[fx.Node] = set()
         self.only_moved = self.only_elements = True
+        self.called = self.counts = False  # whether the node that runs called an op; may take numbers of channels
         self.counted: dict[fx.Node, list[Tensor]] = {}  # numbers in which channels are counted, and their ids
         self.mixed: list[Tensor] = []
         self.sized = False  # whether the node that runs takes numbers that the size of an input gives
@@ -181,6 +186,8 @@ class ShadowRun:
         call.moves = rule.moves
         self.only_moved &= rule.moves
         self.only_elements &= rule is ELEMENTWISE
+        self.counts |= self.called or (rule.counts and call.argument("groups") != 1)
+        self.called = True
         random = torch.Tag.nondeterministic_seeded in call.op.tags or "empty" in call.op.overloadpacket.__name__
         call.made = not random and all(t.made is not None for t in call.tensors)
         if not call.tensors:
@@ -212,6 +219,7 @@ class ShadowRun:
         with torch.no_grad(), in_eval_mode(self.model), self.quietly():
             for node in graph.nodes:
                 self.table.node, self.only_moved, self.only_elements = node, True, True
+                self.called = self.counts = False
                 env[node] = self.run_or_explain(node, env, named)
                 written = find_written(node)
                 if written is not None:
@@ -222,9 +230,19 @@ class ShadowRun:
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()
                     self.elementwise |= {node} if self.only_elements else set()
+                    self.plain |= {node} if written is None and self.is_plain(node, results) else set()
                 for used in last_use.get(node, ()):
                     del env[used]
         return results, effects
+
+    def is_plain(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
+        """Whether a node computes one tensor of others, without numbers that could be numbers of channels."""
+        result = results[node]
+        if self.only_moved or not isinstance(result, Shadow) or result.layout is None:
+            return False
+        taken = any(not isinstance(results[n], Shadow) for n in node.all_input_nodes)
+        hidden = taken or node.op == "call_module" or any(True for _ in find_literals((node.args, node.kwargs)))
+        return not (self.counts and hidden)
 
     def note_number(self, node: fx.Node, results: dict[fx.Node, Any]) -> None:
         """Note which channels a number counts, and whether it follows from numbers of channels alone."""
@@ -372,7 +390,24 @@ def find_written(node: fx.Node) -> fx.Node | None:
 
 def freeze(value: Any) -> Any:
     """Keep what is known of a node's result, without the tensor."""
-    return tree_map(lambda t: Shadow(tuple(t.shape), t.ids, t.constant, t.made) if is_shadow(t) else t, value)
+    return tree_map(lambda t: freeze_tensor(t) if is_shadow(t) else t, value)
+
+
+def freeze_tensor(t: ShadowTensor) -> Shadow:
+    return Shadow(tuple(t.shape), t.ids, t.constant, t.made, None if t.is_real else t.held)
+
+
+def find_literals(tree: Any) -> Iterator[int]:
+    """Go through the whole numbers among arguments, in order, inside slices too."""
+    if type(tree) is int:
+        yield tree
+    elif isinstance(tree, slice):
+        yield from find_literals((tree.start, tree.stop, tree.step))
+    elif isinstance(tree, dict):
+        yield from find_literals(tuple(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for leaf in tree:
+            yield from find_literals(leaf)
 
 
 def find_last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -19,7 +19,16 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
 from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
-from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze, run_code
+from fxprune.passes.analyse import (
+    Channels,
+    Shadow,
+    ShadowRun,
+    bind_shadows,
+    find_literals,
+    find_written,
+    freeze,
+    run_code,
+)
 from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.trace import check_guard
 from fxprune.shadow.ids import PINNED, IdTable
@@ -91,6 +100,9 @@ class Mender:
         self.keep_meaning(node, old)
         if old in self.channels.elementwise:  # a scale by a number of channels stays what it was
             node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
+        if old in self.channels.plain and not any(self.env[n] is RAGGED for n in node.all_input_nodes):
+            self.env[node] = self.carry(node, old)
+            return
         mended = self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old)
         if mended or self.select_made(node, old):
             return
@@ -98,6 +110,19 @@ class Mender:
         if old not in self.channels.moves or one:
             raise CannotMend(node, self.units_of(old))
         self.env[node] = RAGGED  # several tensors at once, as of chunk: each is selected by itself
+
+    def carry(self, node: fx.Node, old: fx.Node) -> ShadowTensor:
+        """What the larger graph gave, less the dead units, and in the precision that the model has by now."""
+        shadow = self.values[old]
+        layout, ids = shadow.layout, list(shadow.ids)
+        for n, m in zip(node.all_input_nodes, old.all_input_nodes, strict=False):
+            before, now = getattr(self.values[m], "layout", None), self.env[n]
+            if before is not None and before.dtype == layout.dtype != now.dtype:
+                layout = layout.to(now.dtype)
+        for dim, keep in self.plan.alive_along(self.channels, shadow).items():
+            layout = torch.empty_like(layout.narrow(dim, 0, int(keep.sum())))
+            ids = [cut(t, {dim: keep}) if t.size(dim) > 1 else t for t in ids]
+        return ShadowTensor(layout, tuple(ids))
 
     def keep_meaning(self, node: fx.Node, old: fx.Node) -> None:
         """Write out the numbers that change what a node computes though not the shape of its result."""
@@ -174,12 +199,15 @@ class Mender:
             keep = alive.get(dim, torch.ones(size, dtype=torch.bool))
             if actual.shape[dim] != int(keep.sum()):
                 return False
-            if actual.shape[dim] == 1:
+            if actual.shape[dim] < 2:
                 continue
             for ids in expected.along(dim):
                 wanted = ids[keep]
                 named = wanted < self.limit  # by a parameter, so that both graphs know it
-                if named.any() and not any(self.agree(wanted[named], found[named]) for found in actual.along(dim)):
+                seen = actual.along(dim)
+                if not seen and bool((wanted == wanted[0]).all()):
+                    continue  # what is left is one unit
+                if named.any() and not any(self.agree(wanted[named], found[named]) for found in seen):
                     return False
         return True
 
@@ -430,19 +458,6 @@ def step(node: fx.Node, tensors: dict[fx.Node, Any], others: dict[fx.Node, Any],
 def number(shape: tuple[int, ...], start: int) -> Tensor:
     """Number the elements of a tensor, from 1 + start."""
     return torch.arange(start + 1, start + 1 + torch.Size(shape).numel()).view(shape)
-
-
-def find_literals(tree: Any) -> Iterator[int]:
-    """Go through the whole numbers among arguments, in order, inside slices too."""
-    if type(tree) is int:
-        yield tree
-    elif isinstance(tree, slice):
-        yield from find_literals((tree.start, tree.stop, tree.step))
-    elif isinstance(tree, dict):
-        yield from find_literals(tuple(tree.values()))
-    elif isinstance(tree, (tuple, list)):
-        for leaf in tree:
-            yield from find_literals(leaf)
 
 
 def replace_literals(tree: Any, numbers: Iterator[int]) -> Any:

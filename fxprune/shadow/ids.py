@@ -88,8 +88,7 @@ class IdTable:
         """Unite two id tensors position by position; they broadcast."""
         if a is b:
             return
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-        a, b = a.expand(shape), b.expand(shape)
+        a, b = torch.broadcast_tensors(a, b)
         self.edges.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
         self.tied_by.append(self.node)
 

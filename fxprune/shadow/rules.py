@@ -61,6 +61,7 @@ class Rule(NamedTuple):
     ids: Callable[[IdTable, Call], list[Ids]]
     constants: Callable[[Call], list[Constant | None]]
     moves: bool = False
+    counts: bool = True  # whether numbers among its arguments may be numbers of channels
 
 
 def find_rule(op: Any) -> Rule:
@@ -75,22 +76,22 @@ def find_rule(op: Any) -> Rule:
     return UNKNOWN
 
 
-ELEMENTWISE = Rule(tie_elements, compute_elements)
+ELEMENTWISE = Rule(tie_elements, compute_elements, counts=False)
 SAME = Rule(keep_first, keep_constant)
 MOVE = Rule(move_ids, move_constants, moves=True)
 JOIN = Rule(concatenate, concatenate_constants, moves=True)
 PAD = Rule(pad_ids, pad_constants, moves=True)
-POOL = Rule(pool, pool_constants)
-REDUCE = Rule(reduce, reduce_constants)
-SCAN = Rule(scan, unknown)
-BATCH_NORM = Rule(normalise_batch, normalise_batch_constants)
+POOL = Rule(pool, pool_constants, counts=False)
+REDUCE = Rule(reduce, reduce_constants, counts=False)
+SCAN = Rule(scan, unknown, counts=False)
+BATCH_NORM = Rule(normalise_batch, normalise_batch_constants, counts=False)
 LIKE = Rule(keep_first, fill_like)
 UNKNOWN = Rule(pin_inputs, unknown)
 
 FAMILIES: list[tuple[Rule, str]] = [
     (Rule(convolve, convolve_constants), "convolution _convolution"),
-    (Rule(multiply, multiply_constants), "mm addmm"),
-    (Rule(multiply, unknown), "bmm baddbmm"),
+    (Rule(multiply, multiply_constants, counts=False), "mm addmm"),
+    (Rule(multiply, unknown, counts=False), "bmm baddbmm"),
     (Rule(keep_first, keep_constant, moves=True), "clone contiguous detach alias lift_fresh lift _to_copy to"),
     (MOVE, "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind"),
     (MOVE, "squeeze unsqueeze flip roll index index_select pixel_shuffle pixel_unshuffle channel_shuffle repeat"),
@@ -111,7 +112,8 @@ FAMILIES: list[tuple[Rule, str]] = [
     (POOL, "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
     (REDUCE, "mean sum amax amin var var_mean std std_mean prod any all norm linalg_vector_norm logsumexp max min"),
     (REDUCE, "argmax argmin nansum median"),
-    (SCAN, "_softmax _log_softmax _safe_softmax softmax log_softmax cumsum cumprod sort topk logcumsumexp"),
+    (SCAN, "_softmax _log_softmax _safe_softmax softmax log_softmax cumsum cumprod sort logcumsumexp"),
+    (Rule(scan, unknown), "topk"),
     (BATCH_NORM, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm"),
     (BATCH_NORM, "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update _batch_norm_no_update"),
     (Rule(normalise_layer, unknown), "native_layer_norm"),

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 Ids = tuple[Tensor, ...]
 """The ids of a tensor: int64 tensors that broadcast against it, size 1 where an id is repeated."""
@@ -94,16 +93,21 @@ class Call:
     @functools.cached_property
     def tensors(self) -> list[ShadowTensor]:
         """The tensor arguments, in order, also those inside lists."""
-        return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, ShadowTensor)]
+        return [leaf for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, ShadowTensor)]
 
     def argument(self, name: str, default: Any = None) -> Any:
         """Look up an argument by the name that the op's schema gives it."""
-        for position, argument in enumerate(self.op._schema.arguments):
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
-        return default
+        position, default = find_parameters(self.op).get(name, (len(self.args), default))
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+@functools.cache
+def find_parameters(op: Any) -> dict[str, tuple[int, Any]]:
+    """The position and default value of each parameter of an op."""
+    return {
+        p.name: (position, p.default_value if p.has_default_value() else None)
+        for position, p in enumerate(op._schema.arguments)
+    }
 
 
 class ShadowMode(TorchDispatchMode):
@@ -132,10 +136,10 @@ class ShadowMode(TorchDispatchMode):
         return self.memo[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(Tensor, self.wrap, (args, kwargs or {}))
+        args, kwargs = map_tensors((args, kwargs or {}), self.wrap)
         call = Call(func, args, kwargs)
         result, written = run_inner(call)
-        call.outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        call.outputs = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor)]
         shadows = self.follow(call)
         if written is not None:
             written.held = call.outputs[0] if call.outputs else written.held
@@ -149,13 +153,11 @@ class ShadowMode(TorchDispatchMode):
         if call.moves and isinstance(args[0], ShadowTensor):
             for moved in wrapped:
                 moved.source = args[0].source
-        leaves, spec = tree_flatten(result)
-        following = iter(wrapped)
-        wrapped_leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         if func.is_view:
-            for index, leaf in enumerate(wrapped_leaves):
+            for index, leaf in enumerate(wrapped):
                 link(leaf, args[0], replay_view(call, index))
-        return tree_unflatten(wrapped_leaves, spec)
+        following = iter(wrapped)
+        return map_tensors(result, lambda _: next(following))
 
 
 def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
@@ -168,36 +170,71 @@ def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
     target = written
 
     def lower(t: ShadowTensor) -> Tensor:
-        if not real:
-            return t.held.to("meta")
         return t.held.clone() if t is target or schema.is_mutable else t.held
 
-    if not real and call.op in BATCH_NORMS:
-        return shape_batch_norm(call), written
-    args, kwargs = tree_map_only(ShadowTensor, lower, (call.args, call.kwargs))
+    if not real:
+        return find_shapes(call), written
+    args, kwargs = map_tensors((call.args, call.kwargs), lower)
     if kwargs.get("device") is not None:
-        kwargs = {**kwargs, "device": "cpu" if real else "meta"}
+        kwargs = {**kwargs, "device": "cpu"}
     return call.op(*args, **kwargs), written
 
 
-BATCH_NORMS = (
-    torch.ops.aten.native_batch_norm.default,
-    torch.ops.aten._native_batch_norm_legit.default,
-    torch.ops.aten._native_batch_norm_legit_no_training.default,
-)
-"""Their shapes are plain, and PyTorch's own way to find them takes milliseconds."""
+SHAPES: dict[Any, Any] = {}
+"""Results on the meta device by op and arguments: PyTorch takes up to a millisecond to find each."""
+
+MOST_SHAPES = 20_000
 
 
-def shape_batch_norm(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the results of a batch norm without values: the output, and statistics that are not used here."""
-    x = call.args[0]
-    statistic = torch.empty(x.size(1), dtype=x.dtype, device="meta")
-    return torch.empty_like(x.held, device="meta"), statistic, statistic.clone()
+def find_shapes(call: Call) -> Any:
+    """Give the results of a call on the meta device; what was called before alike gives the same tensors again."""
+    key = (call.op, describe_argument(call.args), describe_argument(call.kwargs))
+    if key not in SHAPES:
+        args, kwargs = map_tensors((call.args, call.kwargs), lambda t: t.held.to("meta").detach())
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": "meta"}
+        if len(SHAPES) >= MOST_SHAPES:
+            SHAPES.clear()
+        SHAPES[key] = call.op(*args, **kwargs)
+    return SHAPES[key]
+
+
+def describe_argument(value: Any) -> Any:
+    """Give a key that is equal for arguments of which an op makes results of the same shapes and strides."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.storage_offset()
+    if isinstance(value, (tuple, list)):
+        return tuple(describe_argument(each) for each in value)
+    if isinstance(value, dict):
+        return tuple((name, describe_argument(each)) for name, each in value.items())
+    return type(value), value
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """Go through the arguments or results of an ATen call, which nest in lists and dicts only."""
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from leaves_of(each)
+    elif isinstance(value, dict):
+        yield from leaves_of(tuple(value.values()))
+    else:
+        yield value
+
+
+def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change each tensor among the arguments or results of an ATen call."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(each, change) for each in value)
+    if isinstance(value, dict):
+        return {name: map_tensors(each, change) for name, each in value.items()}
+    return value
 
 
 def replay_view(call: Call, index: int) -> Callable[[Tensor], Tensor]:
     """Return the function that makes this view of any tensor shaped like its base."""
-    rest, kwargs = tree_map_only(ShadowTensor, lambda t: t.held, (call.args[1:], call.kwargs))
+    rest, kwargs = map_tensors((call.args[1:], call.kwargs), lambda t: t.held)
 
     def replay(base: Tensor) -> Tensor:
         result = call.op(base, *rest, **kwargs)
