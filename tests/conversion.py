@@ -47,6 +47,26 @@ def assert_closed_units_learn(prepared: PreparedModel) -> None:
     assert not silent.any(), f"no gradient reaches the closed units {silent.nonzero().flatten().tolist()}"
 
 
+def assert_open_units_learn_alike(prepared: PreparedModel, compact: TracedModel, x: Tensor) -> None:
+    """Check that the input and the weights' open slices receive the compact model's gradient, of hard gates."""
+    received = []
+    for model in (prepared, compact):
+        leaf = x.detach().clone().requires_grad_()
+        out = model(leaf)
+        (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)).sum().backward()
+        received.append(leaf.grad)
+    torch.testing.assert_close(*received, rtol=1e-8, atol=1e-9)
+    gates = torch.cat([prepared.fxprune.gates, torch.ones(1)])
+    for name, smaller in compact.named_parameters():
+        if smaller.dim() < 2:
+            continue  # biases are in no score, so that nothing says which of them are closed
+        gradient = prepared.get_parameter(name).grad
+        for dim in range(gradient.dim()):
+            stays = gates[units_of(prepared, name, dim)] > 0
+            gradient = gradient.index_select(dim, stays.nonzero().flatten())
+        torch.testing.assert_close(gradient, smaller.grad, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def sum_gradients(prepared: PreparedModel) -> Tensor:
     """The absolute gradient in all places where each unit appears, [units]; raises where one is not finite."""
     args, kwargs = prepared.inputs

@@ -8,6 +8,7 @@ where it is summed away, where a closed column keeps its gradient and no constan
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -19,9 +20,22 @@ from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
+from fxprune.passes.fences import find_fences, insert_fence
 from fxprune.passes.find_pins import find_pins
 from fxprune.passes.living import can_live, use_living
 from fxprune.shadow.ids import PINNED
+
+
+@dataclass(frozen=True, eq=False)
+class Muted:
+    """A node that leaves closed channels of an input out: where they are, and the record of which are open."""
+
+    node: fx.Node
+    x: fx.Node
+    dim: int
+    index: Tensor  # [channels], the number of each one's unit, or -1
+    is_open: str
+    share: float  # of their gradient that closed channels receive: none, where each is read by a masked weight
 
 
 def insert_weight_masks(
@@ -61,30 +75,48 @@ def insert_unit_masks(
     masks = Masks(method, target, "channel", units=count, slices=list(find_slices(model, channels, numbers)))
     maskable = find_maskable(model, channels)
     masked: dict[str, UnitMask] = {}
-    muted: list[tuple[fx.Node, fx.Node, int, str]] = []  # node, its input, the dimension there, which are open
     for reader in channels.readers:
         if reader.source in maskable and reader.source not in masked:
             columns = reader.columns[0] if reader.dim == 1 else reader.columns.reshape(-1)  # transposed: all groups
             index = numbers[channels.units[columns]]
             if bool((index >= 0).any()):
                 masked[reader.source] = masks.add_unit_mask(reader.source, reader.dim, index)
+    learning = mark_units(count, [mask.index for mask in masked.values()])
+    muted: list[Muted] = []
     for node, ids in find_muted(channels, maskable):
         index = numbers[channels.units[ids]]
         operand = channels.find_operand(node, ids)
         if operand is not None and bool((index >= 0).any()):
-            name = f"{node.name}_{len(muted)}"
-            masks.add_alive(name, index)
-            muted.append((node, *operand, f"fxprune.alive.{key_of(name)}.open"))
+            share = 0.0 if bool(learning[index].all()) else masks.closed_gradient
+            muted.append(Muted(node, *operand, index, add_alive(masks, node, index), share))
+    passing = mark_units(count, [each.index for each in muted if each.share])[:-1]
+    fences = [(f, add_alive(masks, f.node, f.index)) for f in find_fences(channels, numbers, passing)]
     pinned = {str(pin): pin.rows for pin in find_pins(channels)}
     prepared = PreparedModel(model, masks, pinned)
     alike = model.graphs.pair_nodes(prepared.graphs)
-    for node, x, dim, is_open in muted:
-        use_living(alike[node], alike[x], dim, is_open)
+    for each in muted:
+        use_living(alike[each.node], alike[each.x], each.dim, each.is_open, each.share)
+    for fence, is_open in fences:
+        insert_fence(alike[fence.node], [alike[x] for x in fence.shared], fence.dim, is_open)
     for graph in prepared.graphs:
         for name in masked:
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
     prepared.set_graphs(prepared.graphs)
     return prepared
+
+
+def mark_units(count: int, indexes: list[Tensor]) -> Tensor:
+    """Mark the units that appear among indexes, bool [count + 1]; the last stands for index -1, no unit, and is set."""
+    marks = torch.zeros(count + 1, dtype=torch.bool)
+    marks[torch.cat([*indexes, torch.tensor([-1])])] = True
+    return marks
+
+
+def add_alive(masks: Masks, node: fx.Node, index: Tensor) -> str:
+    """Record which of a node's channels are open; give the name of the buffer."""
+    name = f"{node.name}_{len(masks.alive)}"
+    masks.add_alive(name, index)
+    return f"fxprune.alive.{key_of(name)}.open"
 
 
 def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> Tensor:

@@ -3,6 +3,10 @@
 A norm, a mean over channels, a product q k^T has no weight whose column could be closed. Its living form
 takes a buffer `is_open`, [channels], 1 where a channel is open: what it gives for the open channels is what
 the op itself gives once the closed ones are gone. With all channels open it is the op itself.
+
+The gradient of what is open is that of the smaller model, too. A closed channel that some weight reads learns by
+its column there and receives nothing here. Where no weight reads it, as in q k^T, it could never open again: then
+the share `closed_gradient` of its gradient passes as if it were open, and fences keep it from all that is open.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+
+from fxprune.masks import straight_through
 
 
 def can_live(node: fx.Node) -> bool:
@@ -28,107 +34,133 @@ def can_live(node: fx.Node) -> bool:
     return True
 
 
-def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str) -> None:
+def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str, closed_gradient: float = 0.0) -> None:
     """Let a node of a graph leave out the channels along `dim` of its input `x` that the buffer `is_open` closes."""
     with node.graph.inserting_before(node):
         mask = node.graph.get_attr(is_open)
         if node.target in MUTED:
-            muted = node.graph.call_function(mute, (x, mask, dim))
+            muted = node.graph.call_function(mute, (x, mask, dim, closed_gradient))
             muted.meta = dict(node.meta)
             node.replace_input_with(x, muted)
             return
     node.kwargs = {name: value for name, value in node.kwargs.items() if value is not x}
-    node.args = (x, mask, dim, *node.args[1:])
+    node.args = (x, mask, dim, closed_gradient, *node.args[1:])
     node.op, node.target = "call_function", LIVING[node.target]
 
 
-def mute(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
-    """Set the closed channels along `dim` to zero; the gradient passes as if they were open."""
+def mute(x: Tensor, is_open: Tensor, dim: int, closed_gradient: float) -> Tensor:
+    """Set the closed channels along `dim` to zero; they receive the share `closed_gradient` as if they were open."""
+    is_open = along(is_open, x, dim)
+    if closed_gradient == 0 or not x.is_floating_point():
+        return x * is_open.to(x.dtype)
+    closes = is_open != 0 if closed_gradient != 1 else None
+    return straight_through(x, x.detach() * is_open.to(x.dtype), closes, closed_gradient)
+
+
+def fence(t: Tensor, is_open: Tensor, closed_gradient: float) -> Tensor:
+    """Give `t`, which all channels use, so that a gradient reaches it from the open ones only; both broadcast."""
+    return t if closed_gradient == 0 else torch.where(is_open != 0, t, t.detach())
+
+
+def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
+    """View one value for each channel so that it broadcasts against `x`, whose dimension `dim` they are."""
     shape = [1] * x.dim()
     shape[dim] = -1
-    if not x.is_floating_point():
-        return x * is_open.to(x.dtype).view(shape)
-    return x + (x * (is_open.to(x.dtype) - 1).view(shape)).detach()
+    return values.view(shape)
 
 
-def living_mean(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Give `torch.mean(x, ...)` over the open channels only."""
-    is_open = is_open.to(x.dtype)
-    share = is_open.numel() / is_open.sum().clamp(min=1)
-    return torch.mean(mute(x, is_open, channel_dim), *args, **kwargs) * share
+def living_mean(
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
+) -> Tensor:  # fmt: skip
+    """Give `torch.mean(x, ...)` over the open channels only; 0 where none is open."""
+    share = is_open.numel() / is_open.to(x.dtype).sum().clamp(min=1)
+    return torch.mean(mute(x, is_open, channel_dim, closed_gradient), *args, **kwargs) * share
 
 
-def living_max(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Any:
-    """Give `torch.max(x, ...)` over the open channels only."""
+def living_max(
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
+) -> Any:  # fmt: skip
+    """Give `torch.max(x, ...)` over the open channels only; 0 where none is open."""
     return torch.max(hide(x, is_open, channel_dim), *args, **kwargs)
 
 
-def living_amax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Give `torch.amax(x, ...)` over the open channels only."""
+def living_amax(
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
+) -> Tensor:  # fmt: skip
+    """Give `torch.amax(x, ...)` over the open channels only; 0 where none is open."""
     return torch.amax(hide(x, is_open, channel_dim), *args, **kwargs)
 
 
 def living_softmax(
-    x: Tensor, is_open: Tensor, channel_dim: int, dim: int | None = None, *args: Any, **kwargs: Any
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
 ) -> Tensor:  # fmt: skip
     """Give `F.softmax(x, dim)` over the open channels."""
-    return living_log_softmax(x, is_open, channel_dim, dim, *args, **kwargs).exp()
+    return living_log_softmax(x, is_open, channel_dim, closed_gradient, *args, **kwargs).exp()
 
 
 def living_log_softmax(
-    x: Tensor, is_open: Tensor, channel_dim: int, dim: int | None = None, _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, dim: int | None = None,
+    _stacklevel: int = 3, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """Give `F.log_softmax(x, dim)` over the open channels: x - log(sum of exp(x) * open).
 
     The closed ones get the same, at most 0, so that they stay finite and keep their gradient.
     """
     x = x if dtype is None else x.to(dtype)
-    result = x - torch.logsumexp(hide(x, is_open, channel_dim), channel_dim if dim is None else dim, keepdim=True)
-    shape = [1] * x.dim()
-    shape[channel_dim] = -1
-    return torch.where((is_open != 0).view(shape), result, result.clamp(max=0))
+    total = torch.logsumexp(hide(x, is_open, channel_dim), channel_dim if dim is None else dim, keepdim=True)
+    is_open = along(is_open, x, channel_dim)
+    result = x - fence(total, is_open, closed_gradient)
+    return torch.where(is_open != 0, result, result.clamp(max=0))
 
 
 def hide(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
-    """Set the closed channels to the least number, which no maximum finds and whose exponential is 0."""
-    shape = [1] * x.dim()
-    shape[dim] = -1
-    return x.masked_fill((is_open == 0).view(shape), torch.finfo(x.dtype).min)
+    """Set the closed channels to the least number, which no maximum finds and whose exponential is 0.
+
+    Where none is open all become 0: the maximum is to stay a number that can be computed with.
+    """
+    is_open = along(is_open, x, dim) != 0
+    return torch.where(is_open, x, is_open.any().to(x.dtype) * torch.finfo(x.dtype).min)
 
 
 def living_var(
-    x: Tensor, is_open: Tensor, channel_dim: int, dim: Any = None, unbiased: bool = True, keepdim: bool = False,
-    *, correction: float | None = None,
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, dim: Any = None, unbiased: bool = True,
+    keepdim: bool = False, *, correction: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Give `torch.var(x, dim, ...)` over the open channels only: sum of (x - mean)^2 * open, over n - correction."""
+    """Give `torch.var(x, dim, ...)` over the open channels only: sum of (x - mean)^2 * open, over n - correction.
+
+    Where none is open it is 1, for the sake of what divides by it.
+    """
     if isinstance(dim, bool):  # var(x, unbiased)
         dim, unbiased = None, dim
     dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
-    share = is_open.numel() / is_open.to(x.dtype).sum().clamp(min=1)
-    mean = living_mean(x, is_open, channel_dim, dims, keepdim=True)
-    squares = mute((x - mean).square(), is_open, channel_dim).sum(dims, keepdim=keepdim)
-    count = torch.Size([x.size(d) for d in dims]).numel() / share
-    return squares / (count - (float(unbiased) if correction is None else correction))
+    mean = living_mean(x, is_open, channel_dim, closed_gradient, dims, keepdim=True)
+    centred = x - fence(mean, along(is_open, x, channel_dim), closed_gradient)
+    squares = mute(centred.square(), is_open, channel_dim, closed_gradient).sum(dims, keepdim=keepdim)
+    living = is_open.to(x.dtype).sum()  # how many are
+    count = torch.Size([x.size(d) for d in dims]).numel() * living / is_open.numel()
+    divisor = count - (float(unbiased) if correction is None else correction)
+    return torch.where(living > 0, squares / torch.where(living > 0, divisor, 1.0), 1.0)
 
 
-def living_std(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Give `torch.std(x, ...)` over the open channels only."""
-    return living_var(x, is_open, channel_dim, *args, **kwargs).sqrt()
+def living_std(
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
+) -> Tensor:  # fmt: skip
+    """Give `torch.std(x, ...)` over the open channels only; 1 where none is open."""
+    return living_var(x, is_open, channel_dim, closed_gradient, *args, **kwargs).sqrt()
 
 
 def living_var_mean(
-    x: Tensor, is_open: Tensor, channel_dim: int, dim: Any = None, unbiased: bool = True, keepdim: bool = False,
-    *, correction: float | None = None,
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, dim: Any = None, unbiased: bool = True,
+    keepdim: bool = False, *, correction: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Give `torch.var_mean(x, dim, ...)` over the open channels only."""
     dims = list(range(x.dim())) if dim is None else dim
-    variance = living_var(x, is_open, channel_dim, dim, unbiased, keepdim, correction=correction)
-    return variance, living_mean(x, is_open, channel_dim, dims, keepdim=keepdim)
+    variance = living_var(x, is_open, channel_dim, closed_gradient, dim, unbiased, keepdim, correction=correction)
+    return variance, living_mean(x, is_open, channel_dim, closed_gradient, dims, keepdim=keepdim)
 
 
 def living_layer_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, normalized_shape: Any,
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, normalized_shape: Any,
     weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalise `x`, [..., channels], over the open channels.
@@ -137,37 +169,39 @@ def living_layer_norm(
 
     What the closed channels give is finite and read by nobody.
     """
-    is_open = is_open.to(x.dtype)
-    count = is_open.sum().clamp(min=1)
-    mean = (x * is_open).sum(-1, keepdim=True) / count
-    centred = x - mean
-    variance = (centred.square() * is_open).sum(-1, keepdim=True) / count
-    return scale_and_shift(centred * torch.rsqrt(variance + eps), weight, bias)
+    mask = is_open.to(x.dtype)
+    count = mask.sum().clamp(min=1)
+    mean = (x * mask).sum(-1, keepdim=True) / count
+    centred = x - fence(mean, mask, closed_gradient)
+    variance = (centred.square() * mask).sum(-1, keepdim=True) / count
+    normal = centred * fence(torch.rsqrt(variance + eps), mask, closed_gradient)
+    return scale_and_shift(normal, weight, bias)
 
 
 def living_rms_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, normalized_shape: Any,
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, normalized_shape: Any,
     weight: Tensor | None = None, eps: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Divide `x`, [..., channels], by the root of the mean square of its open channels."""
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    mean = living_mean(x.square(), is_open, channel_dim, -1, keepdim=True)
-    return scale_and_shift(x * torch.rsqrt(mean + eps), weight, None)
+    mean = living_mean(x.square(), is_open, -1, 0.0, -1, keepdim=True)
+    return scale_and_shift(x * fence(torch.rsqrt(mean + eps), is_open, closed_gradient), weight, None)
 
 
 def living_group_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, num_groups: int,
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, num_groups: int,
     weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalise `x`, [batch, channels, ...], in groups of channels, each over its open ones."""
     mask = is_open.to(x.dtype).view(1, num_groups, -1, 1)
     grouped = x.reshape(x.size(0), num_groups, mask.size(2), -1)
     count = (mask.sum(2, keepdim=True) * grouped.size(3)).clamp(min=1)
-    centred = grouped - (grouped * mask).sum((2, 3), keepdim=True) / count
+    mean = (grouped * mask).sum((2, 3), keepdim=True) / count
+    centred = grouped - fence(mean, mask, closed_gradient)
     variance = (centred.square() * mask).sum((2, 3), keepdim=True) / count
-    normal = (centred * torch.rsqrt(variance + eps)).view(x.shape)
+    normal = centred * fence(torch.rsqrt(variance + eps), mask, closed_gradient)
     shape = [1, -1] + [1] * (x.dim() - 2)
-    return scale_and_shift(normal, *(None if t is None else t.view(shape) for t in (weight, bias)))
+    return scale_and_shift(normal.view(x.shape), *(None if t is None else t.view(shape) for t in (weight, bias)))
 
 
 def scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
