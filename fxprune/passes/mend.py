@@ -133,6 +133,9 @@ class Mender:
         if node.target is F.scaled_dot_product_attention and old.kwargs.get("scale") is None:
             if not alive.get(len(x.shape) - 1, torch.ones(1)).all():
                 node.update_kwarg("scale", x.shape[-1] ** -0.5)
+        elif node.target == "view" and any(is_strided(self.env[n]) for n in node.all_input_nodes):
+            if torch.dtype not in map(type, node.args):
+                node.target = "reshape"  # the same, where strides allow a view; those of a selection may not
         elif node.target is F.group_norm and 1 in alive:
             groups: Any = fx.node.map_arg(old.args[1], lambda n: self.values[n])
             node.update_arg(1, int(alive[1].view(groups, -1).any(1).sum()))
@@ -337,11 +340,13 @@ class Mender:
         node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
         self.env[node] = self.attempt(node)
         chosen = node
-        with self.graph.inserting_after(node):
-            for dim, keep in self.plan.alive_along(self.channels, expected).items():
+        for dim, keep in self.plan.alive_along(self.channels, expected).items():
+            if keep.all():
+                continue  # tokens, say, of which there may be more
+            with self.graph.inserting_after(chosen):
                 index = self.emit_index(keep.nonzero().reshape(-1))
-                with self.graph.inserting_after(index):
-                    chosen = self.emit(torch.index_select, (chosen, dim, index))
+            with self.graph.inserting_after(index):
+                chosen = self.emit(torch.index_select, (chosen, dim, index))
         users = [user for user in node.users if user is not chosen and user in self.originals]
         for user in users:
             user.replace_input_with(node, chosen)
@@ -427,6 +432,11 @@ class Mender:
 def is_table(t: Any) -> bool:
     """Whether a tensor is a table of indexes or a mask, made without an input of the model."""
     return isinstance(t, ShadowTensor) and t.is_real and not t.is_floating_point()
+
+
+def is_strided(t: Any) -> bool:
+    """Whether a tensor does not lie in memory in the order of its indexes."""
+    return isinstance(t, Tensor) and not t.is_contiguous()
 
 
 def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | None:
