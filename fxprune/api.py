@@ -42,6 +42,7 @@ def prepare(
     granularity: Granularity = "channel",
     heads: Heads = "whole",
     exclude: Sequence[Pattern] = (),
+    check: bool = True,
 ) -> PreparedModel:
     """Return a copy of `model` that learns to be sparse in its owner's training loop.
 
@@ -60,6 +61,7 @@ def prepare(
             channel of every head (the number of heads stays).
         exclude: layers to leave as they are: names, globs over names, types of modules, or predicates
             of (name, module). The model's inputs and outputs are left as they are anyway.
+        check: run the model's own code beside the graph that was made of it, and compare.
 
     Raises:
         TraceError: the model cannot be traced, or does not run on the inputs.
@@ -70,7 +72,7 @@ def prepare(
     check_arguments(model, method, target, granularity, heads)
     excluded = find_excluded(model, exclude)
     inputs = guess_inputs(model) if example_inputs is None else as_inputs(example_inputs)
-    traced = trace_regions(model, inputs)
+    traced = trace_regions(model, inputs, check)
     decompose(traced)
     channels = analyse(traced, constants=False, whole_heads=heads == "whole")
     insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
@@ -138,7 +140,7 @@ def convert(
     if isinstance(model, PreparedModel):
         source = bake_masks(model)
     else:
-        source = trace_regions(model, inputs)
+        source = trace_regions(model, inputs, check)
         bake_parametrizations(source)
         decompose(source)
     masked = isinstance(model, PreparedModel)

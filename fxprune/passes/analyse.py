@@ -186,8 +186,9 @@ class ShadowRun:
         call.moves = rule.moves
         self.only_moved &= rule.moves
         self.only_elements &= rule is ELEMENTWISE
-        self.counts |= self.called or (rule.counts and call.argument("groups") != 1)
-        self.called = True
+        if any(out.numel() for out in call.outputs):  # batch norm makes an empty tensor first
+            self.counts |= self.called or (rule.counts and call.argument("groups") != 1)
+            self.called = True
         random = torch.Tag.nondeterministic_seeded in call.op.tags or "empty" in call.op.overloadpacket.__name__
         call.made = not random and all(t.made is not None for t in call.tensors)
         if not call.tensors:
@@ -238,7 +239,7 @@ class ShadowRun:
     def is_plain(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
         """Whether a node computes one tensor of others, without numbers that could be numbers of channels."""
         result = results[node]
-        if self.only_moved or not isinstance(result, Shadow) or result.layout is None:
+        if not isinstance(result, Shadow) or result.layout is None or (self.called and self.only_moved):
             return False
         taken = any(not isinstance(results[n], Shadow) for n in node.all_input_nodes)
         hidden = taken or node.op == "call_module" or any(True for _ in find_literals((node.args, node.kwargs)))

@@ -236,7 +236,10 @@ class Mender:
         literals = list(find_literals(plain))
         alive = self.alive_around(old)
         choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]
-        for choice in itertools.islice(itertools.product(*choices), MOST_TRIALS):
+        trials = itertools.product(*choices)
+        if plain == (args, kwargs):
+            next(trials)  # as they are, which has been tried
+        for choice in itertools.islice(trials, MOST_TRIALS):
             made: list[fx.Node] = []
             node.args, node.kwargs = self.write_out(replace_literals(plain, iter(choice)), node, made)
             if self.fits(node, old, self.attempt(node), altered=True):

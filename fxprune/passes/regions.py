@@ -20,15 +20,18 @@ ROUGH = 0.02
 """How far a graph may be from the code it was made of, in shares of the largest output: bfloat16 rounds by 0.004."""
 
 
-def trace_regions(model: nn.Module, inputs: Inputs) -> TracedModel:
+def trace_regions(model: nn.Module, inputs: Inputs, check: bool = True) -> TracedModel:
     """Trace a copy of `model`, or those of its modules that can be traced; what could not is in `untraced`.
+
+    Where it is to be checked, the user's code is run beside the graph of the whole; a graph of parts always is.
 
     Raises:
         TraceError: nothing of the model that holds two layers can be traced, or it does not run on the inputs.
     """
     try:
         traced = trace(model, inputs)
-        compare_code(model, traced, inputs)
+        if check:
+            compare_code(model, traced, inputs)
         return traced
     except TraceError as error:
         root = copy_model(model)
