@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
+from fxprune.passes.guards import check_failure
 from fxprune.passes.living import can_live
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Reader
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
@@ -317,6 +318,10 @@ class ShadowRun:
             for leaf in tensors_in(args):
                 self.table.pin(leaf.ids, "an output of the model")
             return args[0]
+        if node.target is check_failure:
+            for leaf in filter(is_shadow, tree_leaves(args)):
+                self.table.pin(leaf.ids, "the code asks whether an op fails")
+            return None
         if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
             return self.run_opaque(self.model.get_submodule(str(node.target)), args, kwargs)
         if node.op == "get_attr":

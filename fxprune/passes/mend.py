@@ -30,7 +30,7 @@ from fxprune.passes.analyse import (
     run_code,
 )
 from fxprune.passes.find_dead import JOINS, Plan, cut
-from fxprune.passes.trace import check_guard
+from fxprune.passes.guards import check_guard
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
 
@@ -73,7 +73,10 @@ class Mender:
     def run_all(self, inputs: Inputs, shadows: dict[str, Shadow]) -> None:
         """Run the graph, mending each node that needs it."""
         table = IdTable(count=len(self.channels.units), whole_heads=self.channels.whole_heads)
-        self.limit = 1 + max((int(t.max()) for s in shadows.values() for t in s.ids if t.numel()), default=0)
+        self.lasting = torch.zeros(len(self.channels.units), dtype=torch.bool)  # ids that both graphs know
+        for shadow in self.channels.parameters.values():
+            for ids in shadow.ids:
+                self.lasting[ids] = True
         self.run = ShadowRun(self.compact, table, constants=False)
         for name, shadow in shadows.items():
             owner, _, leaf = name.rpartition(".")
@@ -206,7 +209,7 @@ class Mender:
                 continue
             for ids in expected.along(dim):
                 wanted = ids[keep]
-                named = wanted < self.limit  # by a parameter, so that both graphs know it
+                named = self.lasting[wanted]
                 seen = actual.along(dim)
                 if not seen and bool((wanted == wanted[0]).all()):
                     continue  # what is left is one unit
@@ -216,9 +219,9 @@ class Mender:
 
     def agree(self, wanted: Tensor, found: Tensor) -> bool:
         """Whether ids are of the same units, where the smaller graph has any: a layer of one channel has none (0)."""
-        known = (found != PINNED) & (found < self.limit)
         units = self.channels.units
-        return bool((found < self.limit).all()) and torch.equal(units[wanted[known]], units[found[known]])
+        known = (found != PINNED) & (found < len(units))
+        return bool((found < len(units)).all()) and torch.equal(units[wanted[known]], units[found[known]])
 
     def is_ragged(self, value: Any) -> bool:
         """Whether some tensor of a result would lose units that are no whole indexes of a dimension."""

@@ -80,10 +80,12 @@ class ValueProxy(fx.Proxy):
         return operator.index(self.tracer.guard(self))
 
     def __int__(self) -> int:
-        return int(self.tracer.guard(self))
+        number = self.item() if isinstance(self._value, Tensor) else self
+        return int(self.tracer.guard(number))
 
     def __float__(self) -> float:
-        return float(self.tracer.guard(self))
+        number = self.item() if isinstance(self._value, Tensor) else self
+        return float(self.tracer.guard(number))
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, digits), {})

@@ -191,7 +191,7 @@ def remove_unread(model: TracedModel) -> None:
     read = {str(n.target) for graph in model.graphs for n in graph.nodes if n.op in ("get_attr", "call_module")}
     tied = {id(t) for name, t in named_tensors(model) if name in read or name.rpartition(".")[0] in read}
     for path, module in list(model.named_modules()):
-        for name in [*module._parameters, *module._buffers]:
+        for name in [*module._parameters.keys(), *module._buffers.keys()]:  # of scripted modules, too
             full = f"{path}.{name}" if path else name
             prefixes = {full.rpartition(".")[0], full}
             inside = any(full.startswith(target + ".") for target in read)

@@ -13,27 +13,27 @@ import dataclasses
 import functools
 import inspect
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import GuardViolated, TraceError
-from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode
+from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
+from fxprune.passes.guards import FAILURES, check_failure, check_guard
 from fxprune.passes.proxies import (
     ValueProxy,
-    answering_for_values,
     find_proxies,
     is_accessor,
     record_torch_function,
     unwrap,
 )
 from fxprune.passes.source_lines import find_error, find_user_line
+from fxprune.passes.stand_ins import standing_in
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -72,6 +72,12 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs) -> Region:
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Copy the model, or say why that is impossible."""
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and named_tensors(part):
+            raise TraceError(
+                f"{name or 'the model'} is a scripted module with weights, of which torch makes no copy that can be "
+                "trained; pass the Python module that it was made of, and script the model that convert returns"
+            )
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -87,11 +93,17 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
     `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
     """
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in root.modules()]
+    python = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in python]
     tracer = ValueTracer(inputs, earlier)
     try:
-        with torch.random.fork_rng(devices=[]), recording(tracer):
+        with torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer):
             graph = tracer.trace(root)
+        if tracer.failures:
+            raise TraceError(
+                f"{tracer.failures[0]}: the code goes on after this has failed, and might not for another input; "
+                "decide by the shape instead, or keep it out of the model that is prepared"
+            )
     except (TraceError, GuardViolated):
         raise
     except Exception as error:
@@ -132,6 +144,8 @@ class ValueTracer(fx.Tracer):
         self.same: set[fx.Node] = set()  # nodes that the other mode has, too
         self.guarded: set[fx.Node] = set()
         self.recording = False
+        self.failures: list[str] = []  # lines of ops that failed, for which the graph has no check
+        self.opaque: tuple[str, set[int]] | None = None  # the step that hides what it computes, and what it is given
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make a placeholder for each example input; arguments that were not given keep their defaults."""
@@ -183,6 +197,8 @@ class ValueTracer(fx.Tracer):
         proxy_factory_fn: Any | None = None,
     ) -> Any:
         """Record a node, run it on the example values, and return a proxy of the result (None stays None)."""
+        if not self.recording and self.opaque is not None:
+            raise self.hidden("a value that is computed outside of it")
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["where"] = find_user_line()
         if kind == "call_module":
@@ -195,7 +211,11 @@ class ValueTracer(fx.Tracer):
             )
         value = self.reuse(node, data)
         if value is None:
-            value = self.run(kind, target, unwrap(args), unwrap(kwargs))
+            try:
+                value = self.run(kind, target, unwrap(args), unwrap(kwargs))
+            except FAILURES:  # the code may catch it, and take another way
+                self.expect_failure(node)
+                raise
         if isinstance(value, Tensor):
             node.meta["shape"] = tuple(value.shape)
         if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
@@ -205,6 +225,16 @@ class ValueTracer(fx.Tracer):
             )
         self.earlier[node.name] = (node, value)
         return None if value is None else ValueProxy(node, self, value, data)
+
+    def expect_failure(self, node: fx.Node) -> None:
+        """Put a check in the place of a node that fails: where it does not, the code takes another way."""
+        where = node.meta["where"]
+        if node.op == "call_method":
+            check = self.create_node("call_function", check_failure, (str(node.target), where, *node.args), node.kwargs)
+            check.meta["where"] = where
+        else:
+            self.failures.append(where)
+        self.graph.erase_node(node)
 
     def reuse(self, node: fx.Node, data: bool) -> Any:
         """The value of the same node in the other mode: where it depends on an input, only its shape is looked at."""
@@ -228,6 +258,32 @@ class ValueTracer(fx.Tracer):
                 return target(*args, **kwargs)
             with in_eval_mode(self.root.get_submodule(target)) as module:
                 return module(*args, **kwargs)
+
+    def record_opaque(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of a function into which the graph cannot look: it may use its arguments alone."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        call.__name__ = call.__qualname__ = name
+        self.opaque = name, {id(leaf) for leaf in tree_leaves(unwrap((args, kwargs)))}
+        try:
+            return self.create_proxy("call_function", call, args, kwargs)
+        finally:
+            self.opaque = None
+
+    def check_hidden(self, args: Any, kwargs: Any) -> None:
+        """Refuse an opaque step that reads a parameter of the model by itself, which the graph would not know."""
+        name, given = self.opaque or ("", set())
+        for leaf in tree_leaves((args, kwargs)) if name else ():
+            if id(leaf) in self.names and id(leaf) not in given:
+                raise self.hidden(self.names[id(leaf)])
+
+    def hidden(self, what: str) -> TraceError:
+        assert self.opaque is not None
+        return TraceError(
+            f"{find_user_line()}: {self.opaque[0]} uses {what}, which the graph cannot see; pass it as an argument"
+        )
 
     @contextmanager
     def untraced(self) -> Iterator[None]:
@@ -259,7 +315,11 @@ class ValueTracer(fx.Tracer):
         return self.create_proxy("call_module", name, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stop at the primitives of `torch.nn`; what holds other modules, as attention does, is looked into."""
+        """Stop at primitives of `torch.nn`, and at what is scripted; what holds other modules is looked into."""
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
+        if any(True for _ in find_proxies(dict(m._parameters))):
+            return False  # another value stands for it during this call
         parts = [name for name, _ in m.named_children() if name != "parametrizations"]
         return m.__module__.startswith("torch.nn.") and not parts and not isinstance(m, CONTAINERS)
 
@@ -300,20 +360,6 @@ class ValueTracer(fx.Tracer):
         return value
 
 
-def check_guard(actual: Any, expected: Any, where: str) -> None:
-    """Raise where an input makes the model's Python code decide otherwise than it did when it was traced."""
-    if torch.compiler.is_exporting():  # with sizes that stand for all, of which nothing can be asked
-        return
-    if actual != expected:
-        raise GuardViolated(
-            f"{where}: this was {expected!r} when the model was prepared and is {actual!r} for this input, which takes "
-            "another way through the model's code; call prepare with example_inputs of this kind"
-        )
-
-
-fx.node.has_side_effect(check_guard)
-
-
 class TraceMode(TorchFunctionMode):
     """Record torch functions that see no proxy among tensors (`torch.zeros(n)`), so that nothing is frozen."""
 
@@ -325,6 +371,7 @@ class TraceMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.tracer.recording:
+            self.tracer.check_hidden(args, kwargs)
             return func(*args, **kwargs)
         if any(True for _ in find_proxies((args, kwargs))):
             return record_torch_function(self.tracer, func, args, kwargs)
@@ -351,74 +398,6 @@ class TraceMode(TorchFunctionMode):
             argument = enabled
         self.tracer.create_node("call_function", torch._C._set_grad_enabled, (argument,), {})
         torch._C._set_grad_enabled(enabled)
-
-
-@contextmanager
-def written_out() -> Iterator[None]:
-    """Let attention arrive as its parts: without torch's fast paths, and without its hook for other tensor types."""
-    fastpath, has_hook = torch.backends.mha.get_fastpath_enabled(), vars(F)["has_torch_function"]
-    body = F.multi_head_attention_forward.__code__
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        vars(F)["has_torch_function"] = lambda args: sys._getframe(1).f_code is not body and has_hook(args)
-        yield
-    finally:
-        vars(F)["has_torch_function"] = has_hook
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")
-NUMBERS = ("finfo", "iinfo")
-"""Functions of sizes: torch reads their arguments before any mode hears of the call, so they are wrapped."""
-
-
-@contextmanager
-def recording(tracer: ValueTracer) -> Iterator[None]:
-    """Let all that a model's code calls reach the tracer, also functions that torch.fx was told to step over."""
-    wrapped = torch.fx._symbolic_trace._wrapped_fns_to_patch
-    stepped_over = dict(wrapped)
-    wrapped.clear()
-    try:
-        with written_out(), answering_for_values(), TraceMode(tracer), recorded_factories(tracer):
-            yield
-    finally:
-        wrapped.update(stepped_over)
-
-
-@contextmanager
-def recorded_factories(tracer: ValueTracer) -> Iterator[None]:
-    """Record factories whose sizes are symbolic, as long as a model is traced."""
-    originals = {name: getattr(torch, name) for name in FACTORIES + NUMBERS}
-
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def factory(*args: Any, **kwargs: Any) -> Any:
-            if tracer.recording and any(True for _ in find_proxies((args, kwargs))):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
-
-        return factory
-
-    apply = vars(torch.autograd.Function)["apply"]  # the class method itself, not bound to a class
-
-    def apply_function(kind: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return apply.__get__(None, kind)(*args, **kwargs)
-
-        if tracer.recording and any(True for _ in find_proxies((args, kwargs))):
-            call.__name__ = call.__qualname__ = kind.__name__
-            return tracer.create_proxy("call_function", call, args, kwargs)
-        return call(*args, **kwargs)
-
-    try:
-        torch.autograd.Function.apply = classmethod(apply_function)
-        for name, function in originals.items():
-            setattr(torch, name, wrap(function))
-        yield
-    finally:
-        torch.autograd.Function.apply = apply
-        for name, function in originals.items():
-            setattr(torch, name, function)
 
 
 fx.node.has_side_effect(torch._C._set_grad_enabled)

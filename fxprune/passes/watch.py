@@ -57,7 +57,7 @@ def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:
         active.pop()
 
     for name, module in root.named_modules():
-        if name:
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             handles.append(module.register_forward_pre_hook(enter(name), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
     try:
@@ -119,7 +119,11 @@ def note_call(calls: Calls, inputs: Inputs) -> None:
 def kept_state(root: nn.Module) -> Iterator[None]:
     """Put buffers back, and all that code leaves in attributes."""
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in root.modules()]
+    attributes = [
+        (part, dict(vars(part)), dict(part._buffers))
+        for part in root.modules()
+        if not isinstance(part, torch.jit.ScriptModule)
+    ]
     try:
         yield
     finally:

@@ -123,8 +123,10 @@ def copy_constant(call: Call) -> list[Constant | None]:
 
 
 def restride(table: IdTable, call: Call) -> list[Ids]:
-    """Follow as_strided where only the memory layout changes, as pooling of channels_last images does it."""
-    same = call.outputs[0].shape == call.tensors[0].shape
+    """Follow as_strided where every element stays, as pooling of channels_last images does it; else pin."""
+    x, out = call.tensors[0], call.outputs[0]
+    lengths = [[stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1] for t in (x, out)]
+    same = out.shape == x.shape and lengths[0] == lengths[1] and out.storage_offset() == x.storage_offset()
     return keep_first(table, call) if same else pin_inputs(table, call)
 
 

@@ -6,7 +6,7 @@ Id 0 means "not a channel": what is united with it is pinned. A *unit* is one cl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ class IdTable:
     can_live: Callable[[fx.Node], bool] = lambda node: False  # whether a node can leave closed channels out
     whole_heads: bool = True  # where heads meet their inner channels: whole heads go, or the same channel of each
 
-    def fresh(self, shape: torch.Size | tuple[int, ...]) -> Ids:
+    def fresh(self, shape: Sequence[int]) -> Ids:
         """Hand out one id for each index of each dimension longer than 1."""
         ids = []
         for d, size in enumerate(shape):

@@ -22,11 +22,19 @@ def move_ids(table: IdTable, call: Call) -> list[Ids]:
         return pin_inputs(table, call)
     for index in call.tensors[1:]:
         table.pin(index.ids, "a table of indexes")
+    if call.op.overloadpacket is aten.expand and not call.tensors[0].ids and not call.sized:
+        return [repeat_ids(table, call.tensors[0].shape, call.outputs[0].shape)]
     moved = move(call, list(call.tensors[0].ids))
     for before, after in zip(call.tensors[0].ids, moved, strict=True):
         if call.sized and len(torch.cat([t.reshape(-1) for t in after]).unique()) < len(before.unique()):
             table.pin(before, "the size of an input says which of these are used")
     return [tuple(m[i] for m in moved) for i in range(len(call.outputs))]
+
+
+def repeat_ids(table: IdTable, before: torch.Size, after: torch.Size) -> Ids:
+    """Give ids to copies of what has no channels, as of a mask for each head: each copy may go."""
+    before = torch.Size([1] * (len(after) - len(before)) + list(before))
+    return table.fresh([size if size != old else 1 for size, old in zip(after, before, strict=True)])
 
 
 def move_constants(call: Call) -> list[Constant | None]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
-from fxprune.errors import FxpruneError, TraceError
+from fxprune.errors import FxpruneError, GuardViolated, TraceError
 from fxprune.model import as_inputs
 from tests.conversion import assert_same, convert_closed, count_units, prepare_randomised
 from tests.exactness import close_units, randomise
@@ -128,6 +128,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # deprecated, but still in use
     scripted = torch.jit.script(F.silu)
     scripted_layer = torch.jit.script(nn.Softplus())
+    scripted_layers = torch.jit.script(nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 2)))
+    recorded = torch.jit.trace(F.silu, torch.ones(2, 16).double())
 
 
 def try_view(m: nn.Module, x: Tensor) -> Tensor:
@@ -222,6 +224,21 @@ CODE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "a class token": (lambda: Net(lambda m, x: end(m, torch.cat([m.k.expand(x.shape[0], -1, -1), m.a(x)[:, None]], 1)
                                                    .mean(1)), k=par(1, 1, 16)), 28),
     "factors of a table": (lambda: Factors(), 16),
+    "checkpoint": (lambda: Net(lambda m, x: end(m, checkpoint(m.a, x, use_reentrant=False))), 28),
+    "checkpoint, reentrant": (lambda: Net(lambda m, x: end(m, checkpoint(m.a, x, use_reentrant=True))), 28),
+    "a scripted function": (lambda: Net(lambda m, x: end(m, scripted(m.a(x)))), 28),
+    "a scripted module": (lambda: Net(lambda m, x: end(m, m.s(m.a(x))), s=scripted_layer), 28),
+    "a function that was traced": (lambda: Net(lambda m, x: end(m, recorded(m.a(x)))), 28),
+    "vmap": (lambda: Net(lambda m, x: end(m, torch.vmap(lambda row: row * 2)(m.a(x)))), 28),
+    "vmap over pairs": (lambda: Net(lambda m, x: m.h(torch.vmap(torch.mv, (None, 0))(m.k, F.softplus(m.a(x)))),
+                               k=par(12, 16)), 28),
+    "a number of a buffer": (lambda: Net(lambda m, x: end(m, m.a(x) * float(m.k)), k=nn.Buffer(torch.tensor(2.0))), 28),
+    "other weights for one call": (lambda: Net(lambda m, x: end(m, torch.func.functional_call(
+        m.a, {"weight": m.a.weight * 2}, (x,)))), 28),
+    "a failure that is caught": (lambda: Net(try_view), 12),
+    "a truth value that torch checks": (lambda: Net(check_sizes), 28),
+    "strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (16, 1)))), 28),
+    "other strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (1, 1)))), 12),
     "autocast, off": (lambda: Net(cast_regions), 28),
 }  # fmt: skip
 
@@ -235,6 +252,7 @@ def test_odd_code_is_pruned_exactly(name: str) -> None:
     convert_closed(prepared, features(6, 1), features(2, 2), share=0.4, seed=1)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a reentrant checkpoint
 @pytest.mark.parametrize("name", CODE)
 def test_odd_code_computes_the_same_when_prepared(name: str) -> None:
     model = CODE[name][0]()
@@ -249,47 +267,95 @@ def test_odd_code_computes_the_same_when_prepared(name: str) -> None:
     assert getattr(prepared, "kept", None) is None
 
 
-BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "checkpoint": (lambda: Net(lambda m, x: end(m, checkpoint(m.a, x, use_reentrant=False))),
-                   "its hooks for saved tensors get proxies"),
-    "checkpoint, reentrant": (lambda: Net(lambda m, x: end(m, checkpoint(m.a, x, use_reentrant=True))),
-                              "a function among the arguments of autograd.Function.apply"),
-    "a scripted function": (lambda: Net(lambda m, x: end(m, scripted(m.a(x)))), "it gets proxies"),
-    "a scripted module": (lambda: Net(lambda m, x: end(m, m.s(m.a(x))), s=scripted_layer),
-                          "a plain RuntimeError: no hooks on such modules"),
-    "vmap": (lambda: Net(lambda m, x: end(m, torch.vmap(lambda row: row * 2)(m.a(x)))), "it gets proxies"),
-    "exact type": (lambda: Net(lambda m, x: end(m, m.a(x)) if type(x) is Tensor else m.h(m.b(x.new_zeros(1, 16)))),
-                   "a proxy's type is no tensor: the other way is taken"),
-    "a number of a buffer": (lambda: Net(lambda m, x: end(m, m.a(x) * float(m.k)), k=nn.Buffer(torch.tensor(2.0))),
-                             "NameError: a guard on a number of numpy's kind cannot be written down"),
-    "other weights for one call": (lambda: Net(lambda m, x: end(m, torch.func.functional_call(
-        m.a, {"weight": m.a.weight * 2}, (x,)))), "the layer's own weights are used"),
-    "a failure that is caught": (lambda: Net(try_view), "the node that failed stays in the graph"),
-    "a truth value that torch checks": (lambda: Net(check_sizes), "torch._check takes no traced truth value"),
-    "strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (16, 1)))),
-                        "a plain RuntimeError at conversion"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(strict=True, raises=Exception, reason=r)) for n, (_, r) in BROKEN.items()],
-)
-def test_what_is_broken_is_pruned_exactly(name: str) -> None:
-    model = BROKEN[name][0]()
-    prepared = prepare_randomised(model, features())
-    torch.testing.assert_close(prepared(features(6, 1)), model(features(6, 1)), rtol=1e-12, atol=1e-12)
-    convert_closed(prepared, features(6, 1), share=0.4, seed=1)
-
-
 def test_a_choice_by_width_is_made_as_it_was() -> None:
     convert_closed(prepare_randomised(Net(choose_by_width), features()), features(6, 1), share=0.4, seed=1)
 
 
-@pytest.mark.parametrize("name", ["exact type", "other weights for one call"])
-def test_code_that_does_something_else_than_its_graph_is_refused(name: str) -> None:
+def test_code_that_does_something_else_than_its_graph_is_refused() -> None:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        return end(m, m.a(x)) if type(x) is Tensor else m.h(m.b(x.new_zeros(1, 16)))
+
     with pytest.raises(TraceError, match="gives other outputs than its code"):
-        fxprune.prepare(BROKEN[name][0]().double(), features())
+        fxprune.prepare(Net(body).double(), features())
+
+
+def test_an_op_that_failed_and_fails_no_more_is_said() -> None:
+    prepared = prepare_randomised(Net(try_view), features())
+    with pytest.raises(GuardViolated, match=r"test_trace_more.py:\d+ in try_view: this failed when"):
+        prepared(features(7))
+
+
+def test_code_that_goes_on_after_a_failure_without_a_check_is_refused() -> None:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        try:
+            return end(m, torch.cat([m.a(x), x[:2]], 1))
+        except RuntimeError:
+            return end(m, m.a(x))
+
+    with pytest.raises(TraceError, match=r"test_trace_more.py:\d+ in body: the code goes on after this has failed"):
+        prepare_randomised(Net(body), features())
+
+
+@pytest.mark.parametrize(
+    ("body", "hidden"),
+    [
+        (lambda m, x: end(m, torch.vmap(lambda row: F.linear(row, m.a.weight))(x)), "a.weight"),
+        (lambda m, x: end(m, torch.vmap(m.a)(x)), "a.weight"),
+        (lambda m, x: (lambda y: end(m, torch.vmap(lambda row: row * y.mean())(y)))(m.a(x)), "a value .* outside"),
+    ],
+)
+def test_what_a_mapped_function_uses_besides_its_arguments_is_named(body: Body, hidden: str) -> None:
+    with pytest.raises(TraceError, match=rf"test_trace_more.py:\d+ .*vmap uses {hidden}.* pass it as an argument"):
+        prepare_randomised(Net(body), features())
+
+
+def test_autocast_inside_the_code_casts_in_the_graph_too() -> None:
+    def body(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = m.a(x)
+            with torch.autocast("cpu", enabled=False):
+                z = m.b(y.float())
+        return m.h(z), y
+
+    model = Net(body)
+    prepared = fxprune.prepare(model, features().float())
+    x = features(6, 1).float()
+    for wanted, got in zip(model(x), prepared(x), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prepared(x)[1].dtype == model(x)[1].dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("float_mask", [False, True])
+def test_attention_takes_a_mask_of_padding(float_mask: bool) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.h = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.h(self.attention(x, x, x, key_padding_mask=padding)[0])
+
+    def inputs(count: int, length: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(count)
+        padding = torch.arange(length).expand(count, length) >= torch.arange(2, 2 + count)[:, None]
+        mask = torch.zeros(count, length).double().masked_fill(padding, -1e9) if float_mask else padding
+        return torch.randn(count, length, 5, generator=generator).double(), mask
+
+    prepared = prepare_randomised(Padded(), inputs(3, 6))
+    assert count_units(prepared) == 8 + 4 + 8
+    compact = convert_closed(prepared, inputs(4, 7), share=0.4, seed=2)
+    assert len(compact.attention.in_proj_weight) == 12
+
+
+@pytest.mark.parametrize(("model", "name"), [(scripted_layers, "the model"), (nn.Sequential(scripted_layers), "0")])
+def test_scripted_modules_with_weights_are_refused(model: nn.Module, name: str) -> None:
+    with pytest.raises(TraceError, match=rf"^{name} is a scripted module with weights.* pass the Python module"):
+        fxprune.prepare(model, features().float())
 
 
 def test_keyword_inputs_may_stand_behind_a_gap_and_defaults_stay() -> None:

@@ -1,0 +1,42 @@
+"""What a graph checks when it runs: that the input takes the way through the model's code that was traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.errors import GuardViolated
+
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
+"""What torch raises where it is given the wrong shapes."""
+
+
+def check_guard(actual: Any, expected: Any, where: str) -> None:
+    """Raise where an input makes the model's Python code decide otherwise than it did when it was traced."""
+    if torch.compiler.is_exporting():  # with sizes that stand for all, of which nothing can be asked
+        return
+    if actual != expected:
+        raise GuardViolated(
+            f"{where}: this was {expected!r} when the model was prepared and is {actual!r} for this input, which takes "
+            "another way through the model's code; call prepare with example_inputs of this kind"
+        )
+
+
+def check_failure(method: str, where: str, x: Any, *args: Any, **kwargs: Any) -> None:
+    """Raise where a method does not fail whose failure the model's Python code caught when it was traced."""
+    if torch.compiler.is_exporting():
+        return
+    try:
+        getattr(x, method)(*args, **kwargs)
+    except FAILURES:
+        return
+    raise GuardViolated(
+        f"{where}: this failed when the model was prepared and does not for this input, which takes another way "
+        "through the model's code; call prepare with example_inputs of this kind"
+    )
+
+
+fx.node.has_side_effect(check_guard)
+fx.node.has_side_effect(check_failure)

@@ -1,0 +1,169 @@
+"""What of torch is replaced while a model is traced, so that all that the model's code calls reaches the tracer."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._functorch import apis
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.utils import checkpoint
+
+from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxies
+
+FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")
+NUMBERS = ("finfo", "iinfo")
+"""Functions of sizes: torch reads their arguments before any mode hears of the call, so they are wrapped."""
+
+CHECKPOINTS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+"""What `checkpoint(..., use_reentrant=False)` runs before and after the function, by version of torch."""
+
+
+@contextmanager
+def standing_in(tracer: Any) -> Iterator[None]:
+    """Let all that a model's code calls reach the tracer, also functions that torch.fx was told to step over."""
+    wrapped = torch.fx._symbolic_trace._wrapped_fns_to_patch
+    stepped_over = dict(wrapped)
+    wrapped.clear()
+    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replacements(tracer)]
+    try:
+        for owner, name, replacement in replacements(tracer):
+            setattr(owner, name, replacement)
+        with written_out(), answering_for_values():
+            yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+        wrapped.update(stepped_over)
+
+
+def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Go through what is replaced: its owner, its name, and by what."""
+    for name in FACTORIES + NUMBERS:
+        yield torch, name, record_factory(tracer, getattr(torch, name))
+    yield torch, "_check_with", check_numbers(torch._check_with)
+    yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
+    yield torch.jit.ScriptFunction, "__call__", inline_script(tracer)
+    yield apis, "vmap_impl", record_vmap(tracer)
+    yield torch.autocast, "__enter__", enter_autocast(tracer)
+    yield torch.autocast, "__exit__", exit_autocast(tracer)
+    for name in set(CHECKPOINTS).intersection(vars(checkpoint)):
+        yield checkpoint, name, compute_at_once
+
+
+def record_factory(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Record a factory whose sizes are symbolic."""
+
+    @functools.wraps(function)
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        if is_recorded(tracer, args, kwargs):
+            return tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return factory
+
+
+def check_numbers(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Let `torch._check` see the truth value itself."""
+
+    def check_with(error: Any, condition: Any, message: Any) -> None:
+        check(error, bool(condition) if type(condition) is ValueProxy else condition, message)
+
+    return check_with
+
+
+def record_function(tracer: Any) -> Callable[..., Any]:
+    """Record a user's own `torch.autograd.Function` as one step; run a checkpointed function as it is."""
+    original = vars(torch.autograd.Function)["apply"]  # the class method itself, not bound to a class
+
+    def apply(kind: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if tracer.recording and kind is checkpoint.CheckpointFunction:
+            function, _, *inputs = args
+            return function(*inputs)
+        function = original.__get__(None, kind)
+        if is_recorded(tracer, args, kwargs):
+            return tracer.record_opaque(kind.__name__, function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return apply
+
+
+def inline_script(tracer: Any) -> Callable[..., Any]:
+    """Run the Python code of a scripted function; record one that has none as one step."""
+    original = torch.jit.ScriptFunction.__call__
+
+    def call(script: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_recorded(tracer, args, kwargs):
+            return original(script, *args, **kwargs)
+        if hasattr(script, "_torchdynamo_inline"):
+            return script._torchdynamo_inline(*args, **kwargs)
+        return tracer.record_opaque("scripted", functools.partial(original, script), args, kwargs)
+
+    return call
+
+
+def record_vmap(tracer: Any) -> Callable[..., Any]:
+    """Record a function that `torch.vmap` maps over its arguments as one step."""
+    original = vars(apis)["vmap_impl"]
+
+    def vmap_impl(*args: Any, **kwargs: Any) -> Any:
+        settings, inputs = args[:5], args[5:]  # func, in_dims, out_dims, randomness, chunk_size
+        if is_recorded(tracer, inputs, kwargs):
+            return tracer.record_opaque("vmap", functools.partial(original, *settings), inputs, kwargs)
+        return original(*args, **kwargs)
+
+    return vmap_impl
+
+
+def enter_autocast(tracer: Any) -> Callable[..., Any]:
+    """Record where the code enters `torch.autocast`."""
+    original: Any = torch.autocast.__enter__
+
+    def enter(mode: Any) -> Any:
+        if tracer.recording:
+            settings = (mode.device, mode.fast_dtype, mode._enabled, mode._cache_enabled)
+            mode.entered = tracer.create_node("call_function", _enter_autocast, settings, {})
+        return original(mode)
+
+    return enter
+
+
+def exit_autocast(tracer: Any) -> Callable[..., Any]:
+    """Record where the code leaves `torch.autocast`."""
+    original = torch.autocast.__exit__
+
+    def leave(mode: Any, *error: Any) -> Any:
+        if tracer.recording:
+            tracer.create_node("call_function", _exit_autocast, (mode.entered,), {})
+        return original(mode, *error)
+
+    return leave
+
+
+def compute_at_once(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """Save all that the gradient needs, instead of computing it again."""
+    yield
+
+
+def is_recorded(tracer: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call is one of the model's code, on traced values."""
+    return tracer.recording and any(True for _ in find_proxies((args, kwargs)))
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Let attention arrive as its parts: without torch's fast paths, and without its hook for other tensor types."""
+    fastpath, has_hook = torch.backends.mha.get_fastpath_enabled(), vars(F)["has_torch_function"]
+    body = F.multi_head_attention_forward.__code__
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        vars(F)["has_torch_function"] = lambda args: sys._getframe(1).f_code is not body and has_hook(args)
+        yield
+    finally:
+        vars(F)["has_torch_function"] = has_hook
+        torch.backends.mha.set_fastpath_enabled(fastpath)
