@@ -76,7 +76,7 @@ def test_the_rounding_of_absorbed_constants_is_no_difference(monkeypatch: pytest
     zero_filters(model, 0.5)
     monkeypatch.setattr(checks, "SINGLE", 0.0)
     monkeypatch.setattr(checks, "DOUBLE", 1e-13)
-    monkeypatch.setattr(checks, "compare_precisions", lambda *_: 0.0)
+    monkeypatch.setattr(checks, "measure_rounding", lambda *_: 0.0)
     before = copy.deepcopy(model.state_dict())
     compact = fxprune.convert(model, varied_images(2, 3, 12).float())
     assert compact.report.parameters_after < compact.report.parameters_before
@@ -85,3 +85,20 @@ def test_the_rounding_of_absorbed_constants_is_no_difference(monkeypatch: pytest
     monkeypatch.setattr(checks, "in_double", lambda source: nullcontext())
     with pytest.raises(ExactnessError):  # by what is rounded alone
         fxprune.convert(model, varied_images(2, 3, 12).float())
+
+
+def test_rounding_is_told_from_a_difference_by_the_last_bits_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "SINGLE", 0.0)
+    monkeypatch.setattr(checks, "DOUBLE", 0.0)
+    prepared = prepare_closed().double()
+    assert fxprune.convert(prepared).report.error > 0
+    right = fxprune.api.shrink
+
+    def shrink(*args: Any) -> TracedModel:
+        compact = right(*args)
+        compact.depth.weight.data[1] *= 1 + 1e-13  # 450 times the last bit
+        return compact
+
+    monkeypatch.setattr(fxprune.api, "shrink", shrink)
+    with pytest.raises(ExactnessError):
+        fxprune.convert(prepared)

@@ -95,13 +95,14 @@ class ResidualNorms(TorchFunctionMode):
 
 
 @torch.no_grad()
-def damp_branches(model: nn.Module, inputs: Inputs, factor: float = 0.3) -> None:
-    """Make the branches beside shortcuts small, as trained ones are.
+def damp_branches(model: nn.Module, inputs: Inputs) -> None:
+    """Make the branches beside shortcuts small, as trained ones are, the smaller the more there are of them.
 
     Chains of batch norms multiply every rounding error: those of random EfficientNets, up to 165 norms long, by 1e7.
     """
     with ResidualNorms(model) as norms:
         runs(model.eval(), inputs)
+    factor = min(0.3, max(1, len(norms.found)) ** -0.5)
     for norm in norms.found.values():
         for parameter in norm.parameters():
             parameter.mul_(factor)
