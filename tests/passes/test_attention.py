@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -383,16 +383,6 @@ CASES: dict[str, Case] = {
     "multi query": Case(lambda: Tokens(multi_query, **gqa(keys=1)), 28, 28),
     "learnt queries": Case(lambda: Tokens(across, learnt=table(1, 5, 16), **linears("q", "k", "v")), 57),
 }  # fmt: skip
-
-
-def cases(names: Iterable[str], broken: dict[str, str]) -> list[Any]:
-    """The names, those that are broken marked with the reason: they must fail until it is mended."""
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=Exception, reason=broken[name]))
-        if name in broken
-        else name
-        for name in names
-    ]
 
 
 TOKENS_GO = ("learnt queries",)
