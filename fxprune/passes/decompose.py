@@ -37,8 +37,13 @@ LAYERS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
     nn.GroupNorm: (F.group_norm, ("eps",)),
     nn.RMSNorm: (F.rms_norm, ("eps",)),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), (normalise_instances, ("eps",))),
+    nn.Softmax: (F.softmax, ("dim",)),
+    nn.LogSoftmax: (F.log_softmax, ("dim",)),
 }
 """Layer types, the function that computes each from (input, weight, bias), and its options in order."""
+
+LEAVES: dict[type[nn.Module], tuple[str, ...]] = {nn.RMSNorm: ("weight",), nn.Softmax: (), nn.LogSoftmax: ()}
+"""Which parameters a layer has, where not a weight and a bias."""
 
 NORMALISED: dict[type[nn.Module], str] = {
     nn.LayerNorm: "normalized_shape", nn.RMSNorm: "normalized_shape", nn.GroupNorm: "num_groups",
@@ -106,7 +111,7 @@ def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str
             x = graph.call_function(F.pad, (x, padding), {"mode": module.padding_mode})
             x.meta = dict(node.meta)
             options[1] = (0,) * len(module.padding)
-        leaves = ("weight",) if layer is nn.RMSNorm else ("weight", "bias")
+        leaves = LEAVES.get(layer, ("weight", "bias"))
         parameters = [get_parameter(graph, node, module, name, names) for name in leaves]
         extent = [getattr(module, NORMALISED[layer])] if layer in NORMALISED else []
         opened = graph.call_function(function, (x, *extent, *parameters, *options))

@@ -193,6 +193,8 @@ LIVING: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "expanded": (net(lambda m, x: x * m.w.view(1, 16, 1, 1).expand_as(x), w=table(16)), 28),
     "mean expanded": (net(lambda m, x: x - x.mean(1, keepdim=True).expand_as(x)), 28),
     "softmax": (net(lambda m, x: x * x.softmax(1)), 28),
+    "softmax, module": (net(lambda m, x: x * m.s(x), s=lambda: nn.Softmax(1)), 28),
+    "log softmax, module": (net(in_order("s"), s=lambda: nn.LogSoftmax(-3)), 28),
     "log softmax": (net(lambda m, x: F.log_softmax(x, 1)), 28),
     "mean, input by name": (net(lambda m, x: x - torch.mean(input=x, dim=1, keepdim=True)), 28),
     "how many are positive": (net(lambda m, x: x * (x > 0).sum(1, keepdim=True)), 28),
