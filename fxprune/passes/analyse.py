@@ -339,6 +339,7 @@ class ShadowRun:
             self.computed[name] = tensor
         shadow = self.mode.wrap(self.computed[name])
         shadow.source = name
+        self.table.parameters[name] = shadow.ids
         return shadow
 
     def run_opaque(self, module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -18,12 +18,15 @@ def align_shape(shape: torch.Size, rank: int) -> list[int]:
     return [1] * (rank - len(shape)) + list(shape)
 
 
-def channel_ids(ids: Ids, dim: int, size: int) -> Tensor:
-    """The ids along one dimension, [size]; 0 (not a channel) where there are none."""
-    for t in ids:
-        if varying(t) == [dim]:
-            return t.reshape(-1)
-    return torch.zeros(size, dtype=torch.int64)
+def channel_ids(table: IdTable, ids: Ids, dim: int, size: int) -> Tensor:
+    """The ids along one dimension, [size]; 0 (not a channel) where there are none.
+
+    Those of two dimensions that were flattened into this one are tied.
+    """
+    found = [t.reshape(-1) for t in ids if varying(t) == [dim]]
+    for other in found[1:]:
+        table.unite(found[0], other)
+    return found[0] if found else torch.zeros(size, dtype=torch.int64)
 
 
 def channel_constant(t: ShadowTensor, dim: int, size: int) -> Constant:

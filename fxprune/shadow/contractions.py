@@ -25,7 +25,7 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
     kernel_rows, kernel_columns = (1, 0) if transposed else (0, 1)
     inputs, batch = take_channels(table, x, 1, {0}, "convolution mixes a dimension of channels")
     rows, rest = take_channels(table, weight, kernel_rows, {kernel_columns}, NO_CHANNELS)
-    columns = channel_ids(rest, kernel_columns, weight.size(kernel_columns))
+    own = columns = channel_ids(table, rest, kernel_columns, weight.size(kernel_columns))
     inputs = inputs.view(groups, -1)
     if transposed:
         columns, rows = columns.view(groups, -1), rows.repeat(groups).view(groups, -1)
@@ -47,10 +47,10 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
         table.unite(columns, columns[:1])
         table.unite(rows, rows[:1])
         constant = channel_constant(x, 1, inputs.numel())
-        add_reader(table, weight, inputs, rows, kernel, constant, kernel_columns, mixes_border(call))
+        add_reader(table, weight, own, inputs, rows, kernel, constant, kernel_columns, mixes_border(call))
     output = rows.reshape(-1)
     if isinstance(bias, ShadowTensor):
-        table.unite(output, channel_ids(bias.ids, 0, bias.size(0)))
+        table.unite(output, channel_ids(table, bias.ids, 0, bias.size(0)))
     return [(output.view([1, -1] + [1] * (x.dim() - 2)), *batch)]
 
 
@@ -96,12 +96,12 @@ def multiply_weight(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Ids | N
     batch = set(range(rank - 2))
     inputs, rest = take_channels(table, x, contracted, {free, *batch}, MIXES)
     rows, kept = take_channels(table, weight, contracted, {free}, MIXES)
-    columns = channel_ids(kept, free, weight.size(free))
+    columns = channel_ids(table, kept, free, weight.size(free))
     table.unite(inputs, columns)
     matrix = weight.held if rank == 2 else weight.held[0]
     kernel = (matrix.t() if right else matrix)[None, :, :, None]
     constant = channel_constant(x, contracted, x.size(contracted))
-    add_reader(table, weight, inputs[None], rows[None], kernel, constant, contracted_dim(weight, columns), False)
+    add_reader(table, weight, columns, inputs[None], rows[None], kernel, constant, 0, False)
     shape = [1] * rank
     shape[contracted] = -1
     return (rows.view(shape), *rest)
@@ -159,13 +159,14 @@ def look_up(table: IdTable, call: Call) -> list[Ids]:
     return [(columns.view([1] * (call.outputs[0].dim() - 1) + [-1]),)]
 
 
-def contracted_dim(weight: ShadowTensor, columns: Tensor) -> int:
-    """The dimension of the parameter behind a matrix whose rows are contracted: `linear` reads it transposed."""
-    root = weight
-    while root.view_of is not None:
-        root = root.view_of.parent
-    matching = [varying(t)[0] for t in root.ids if len(varying(t)) == 1 and torch.equal(t.reshape(-1), columns)]
-    return matching[0] if matching else 0
+def contracted_dim(table: IdTable, weight: ShadowTensor, columns: Tensor) -> int | None:
+    """The dimension of the parameter behind a matrix that is contracted: `linear` reads it transposed.
+
+    None where it is no single one, as for an einsum over two of them at once.
+    """
+    ids = table.parameters.get(str(weight.source), ())
+    matching = [varying(t)[0] for t in ids if torch.equal(t.reshape(-1), columns)]
+    return matching[0] if matching else None
 
 
 def contract_constant(kernel: Tensor, value: Tensor, known: Tensor, bias: Any, spatial: int) -> Constant | None:
@@ -182,15 +183,21 @@ def contract_constant(kernel: Tensor, value: Tensor, known: Tensor, bias: Any, s
 
 
 def add_reader(
-    table: IdTable, weight: ShadowTensor, inputs: Tensor, rows: Tensor, kernel: Tensor,
+    table: IdTable, weight: ShadowTensor, columns: Tensor, inputs: Tensor, rows: Tensor, kernel: Tensor,
     constant: Constant, dim: int, border: bool,
 ) -> None:  # fmt: skip
-    """Note a contraction, with the weight's values where no input of the model reaches it."""
+    """Note a contraction, with the weight's values where no input of the model reaches it.
+
+    `dim` is the weight's own contracted dimension, whose ids are `columns`; the parameter's may be another.
+    """
     assert table.node is not None
     real = kernel if weight.is_real else None
     shaped = Constant(*(c.view_as(inputs) for c in constant))
+    own = dim if len(columns) == 1 else contracted_dim(table, weight, columns)
+    dim = dim if own is None else own
     note_weight(table, weight, 1 - dim)
-    table.readers.append(Reader(table.node, weight.source, inputs, rows, real, dim, shaped, border))
+    source = None if own is None else weight.source
+    table.readers.append(Reader(table.node, source, inputs, rows, real, dim, shaped, border))
 
 
 def note_weight(table: IdTable, weight: ShadowTensor, rows: int) -> None:

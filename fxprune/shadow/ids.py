@@ -65,6 +65,7 @@ class IdTable:
     rectangles: list[Tensor] = field(default_factory=list)  # ids that vary along several dimensions where computed
     readers: list[Reader] = field(default_factory=list)
     mixes: list[Mix] = field(default_factory=list)
+    parameters: dict[str, Ids] = field(default_factory=dict)  # the ids of what the graphs get by name
     used: set[str] = field(default_factory=set)  # weights of contractions that something else uses, too
     weights: dict[str, int] = field(default_factory=dict)  # weights of contractions, and the dimension of their rows
     node: fx.Node | None = None  # the node of the graph that is running

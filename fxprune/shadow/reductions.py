@@ -40,7 +40,7 @@ def normalise_batch(table: IdTable, call: Call) -> list[Ids]:
     x = call.args[0]
     channels, _ = take_channels(table, x, 1, set(), "batch norm mixes a dimension of channels")
     for t in call.tensors[1:]:
-        table.unite(channels, channel_ids(t.ids, 0, t.size(0)))
+        table.unite(channels, channel_ids(table, t.ids, 0, t.size(0)))
     return [(channels.view([1, -1] + [1] * (x.dim() - 2)),)] + [()] * (len(call.outputs) - 1)
 
 
@@ -71,9 +71,9 @@ def normalise_layer(table: IdTable, call: Call) -> list[Ids]:
         return pin_inputs(table, call)
     free = set(range(last))
     rest = table.collapse_all(tuple(t for t in x.ids if varying(t) != [last]), free, "a norm over its inner channels")
-    channels = channel_ids(x.ids, last, x.size(last))
+    channels = channel_ids(table, x.ids, last, x.size(last))
     for t in call.tensors[1:]:
-        table.unite(channels, channel_ids(t.ids, 0, t.size(0)))
+        table.unite(channels, channel_ids(table, t.ids, 0, t.size(0)))
     table.mix(channels, "a norm over channels")
     return [(*(t for t in x.ids if varying(t) == [last]), *rest)] + [()] * (len(call.outputs) - 1)
 
@@ -87,7 +87,7 @@ def normalise_groups(table: IdTable, call: Call) -> list[Ids]:
     channels, rest = take_channels(table, x, 1, {0}, "group norm mixes a dimension of channels")
     for t in (call.argument("weight"), call.argument("bias")):
         if isinstance(t, ShadowTensor):
-            table.unite(channels, channel_ids(t.ids, 0, t.size(0)))
+            table.unite(channels, channel_ids(table, t.ids, 0, t.size(0)))
     grouped = channels.view(groups, -1)
     if groups >= grouped.size(1):
         table.unite(grouped, grouped[:, :1])
