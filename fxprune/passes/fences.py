@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.autograd.function import FunctionCtx
 
 from fxprune.passes.analyse import Channels, Shadow, find_written
-from fxprune.passes.living import along, mute
+from fxprune.passes.living import along, find_muted_input
 from fxprune.shadow.tensor import compress, varying
 
 
@@ -63,7 +63,7 @@ def find_channels(
 def insert_fence(node: fx.Node, shared: list[fx.Node], dim: int, is_open: str) -> None:
     """Let what a node's channels share receive a gradient from those that the buffer `is_open` leaves open."""
     graph = node.graph
-    shared = [n for n in node.all_input_nodes if n in shared or (n.target is mute and n.args[0] in shared)]
+    shared = [find_muted_input(node, n) for n in shared]
     own = [n for n in node.all_input_nodes if n not in shared]
     with graph.inserting_before(node):
         apart = {n: graph.call_method("detach", (n,)) for n in (*shared, *own)}

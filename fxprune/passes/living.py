@@ -22,9 +22,12 @@ from torch import Tensor, fx
 from fxprune.masks import straight_through
 
 
-def can_live(node: fx.Node) -> bool:
-    """Whether a node has a living form: not where it also gives the places of what it finds."""
-    if node.op == "call_module" or node.target not in {*MUTED, *LIVING}:
+def can_live(node: fx.Node, dims: int = 1) -> bool:
+    """Whether a node has a living form for channels along so many dimensions.
+
+    Not where it also gives the places of what it finds; a statistic over rows and columns has none, a sum has.
+    """
+    if node.op == "call_module" or node.target not in (MUTED if dims > 1 else {*MUTED, *LIVING}):
         return False
     if node.target in NORMS:  # of a negative order a zero decides, of order 0 it is not counted anyway
         order = [*node.args[1:2], *(node.kwargs[name] for name in ("p", "ord") if name in node.kwargs)]
@@ -39,13 +42,25 @@ def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str, closed_gradien
     with node.graph.inserting_before(node):
         mask = node.graph.get_attr(is_open)
         if node.target in MUTED:
-            muted = node.graph.call_function(mute, (x, mask, dim, closed_gradient))
+            before = find_muted_input(node, x)
+            muted = node.graph.call_function(mute, (before, mask, dim, closed_gradient))
             muted.meta = dict(node.meta)
-            node.replace_input_with(x, muted)
+            node.replace_input_with(before, muted)
             return
     node.kwargs = {name: value for name, value in node.kwargs.items() if value is not x}
     node.args = (x, mask, dim, closed_gradient, *node.args[1:])
     node.op, node.target = "call_function", LIVING[node.target]
+
+
+def find_muted_input(node: fx.Node, x: fx.Node) -> fx.Node:
+    """The input of a node that is `x`, with what mutes it along other dimensions."""
+    for muted in node.all_input_nodes:
+        source = muted
+        while source.target is mute:
+            source = source.all_input_nodes[0]
+        if source is x:
+            return muted
+    raise ValueError(f"{x.name} is no input of {node.name}")
 
 
 def mute(x: Tensor, is_open: Tensor, dim: int, closed_gradient: float) -> Tensor:

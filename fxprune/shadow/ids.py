@@ -69,7 +69,7 @@ class IdTable:
     used: set[str] = field(default_factory=set)  # weights of contractions that something else uses, too
     weights: dict[str, int] = field(default_factory=dict)  # weights of contractions, and the dimension of their rows
     node: fx.Node | None = None  # the node of the graph that is running
-    can_live: Callable[[fx.Node], bool] = lambda node: False  # whether a node can leave closed channels out
+    can_live: Callable[[fx.Node, int], bool] = lambda node, dims: False  # whether it can leave out closed channels
     whole_heads: bool = True  # where heads meet their inner channels: whole heads go, or the same channel of each
 
     def fresh(self, shape: Sequence[int]) -> Ids:
@@ -123,7 +123,8 @@ class IdTable:
         assert self.node is not None
         if bool((ids == PINNED).all()):
             return
-        if self.can_live(self.node):
+        dims = 1 + sum(mix.node is self.node for mix in self.mixes)
+        if self.can_live(self.node, dims):
             self.mixes.append(Mix(self.node, ids))
         else:
             self.pin(ids, reason)

@@ -194,6 +194,8 @@ LIVING: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "experts": (net(lambda m, x: torch.einsum("bchw,bk,koc->bohw", x, m.r(x.mean((2, 3))).softmax(1), m.w),
                     r=lambda: nn.Linear(16, 4), w=table(4, 16, 16)), 28),
     "weight transposed": (net(lambda m, x: F.conv2d(x, m.c.weight.transpose(0, 1), m.c.bias), c=one()), 44),
+    "sum of a weight": (net(lambda m, x: m.c(x) * m.c.weight.pow(2).sum(), c=one()), 44),
+    "mean of a weight": (net(lambda m, x: m.c(x) * m.c.weight.pow(2).mean(), c=one()), 28),
     "matmul, weight left": (net(lambda m, x: (m.w @ x.flatten(2)).unflatten(2, x.shape[2:]), w=table(16, 16)), 44),
     "expanded": (net(lambda m, x: x * m.w.view(1, 16, 1, 1).expand_as(x), w=table(16)), 28),
     "mean expanded": (net(lambda m, x: x - x.mean(1, keepdim=True).expand_as(x)), 28),
@@ -227,7 +229,6 @@ def test_what_counts_channels_converts_exactly(name: str) -> None:
 
 BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "flattened": (net(lambda m, x: x / (1 + x.flatten(1).norm(dim=1))[:, None, None, None]), "one image size only"),
-    "sum of a weight": (net(lambda m, x: m.c(x) * m.c.weight.pow(2).sum(), c=one()), "closed rows are summed in"),
 }  # fmt: skip
 
 
