@@ -249,7 +249,7 @@ class UnitMask(nn.Module):
 
 
 class Alive(nn.Module):
-    """Which channels a norm over channels runs over: buffer `open` [channels], 1 where the unit is open, else 0."""
+    """Which channels a norm over channels runs over: buffer `open`, as long as `index`, 1 where it is open, else 0."""
 
     open: Tensor
     index: Tensor
@@ -257,7 +257,7 @@ class Alive(nn.Module):
     def __init__(self, index: Tensor) -> None:
         super().__init__()
         self.register_buffer("index", index, persistent=False)
-        self.register_buffer("open", torch.ones(index.numel(), device=index.device))
+        self.register_buffer("open", torch.ones(index.shape, device=index.device))
 
     def forward(self) -> Tensor:
         return self.open

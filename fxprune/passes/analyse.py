@@ -18,7 +18,7 @@ from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.guards import check_failure
 from fxprune.passes.living import can_live
-from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Reader
+from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Reader, spread_positions
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
 
@@ -72,13 +72,13 @@ class Channels:
     def find_operand(self, node: fx.Node, ids: Tensor) -> tuple[fx.Node, int] | None:
         """Which input of a node has the channels `ids` along which of its dimensions; None if none, or several."""
         values = next(results for results in self.values if node in results)
-        wanted = self.units[ids][:, None]
         for operand in node.all_input_nodes:
             shadow = values[operand]
             found = set()
             for t in shadow.ids if isinstance(shadow, Shadow) else ():
                 for dim in varying(t):
                     lines = self.units[t].movedim(dim, 0).reshape(t.size(dim), -1)
+                    wanted = spread_positions(self.units[ids], t.size(dim))[:, None]
                     if len(lines) == len(wanted) and bool((lines == wanted).all()):
                         found.add((operand, dim))
             if found:

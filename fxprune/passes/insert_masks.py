@@ -95,7 +95,7 @@ def insert_unit_masks(
     prepared = PreparedModel(model, masks, pinned)
     alike = model.graphs.pair_nodes(prepared.graphs)
     for each in muted:
-        use_living(alike[each.node], alike[each.x], each.dim, each.is_open, each.share)
+        use_living(alike[each.node], alike[each.x], each.dim, each.is_open, each.share, each.index.dim() > 1)
     for fence, is_open in fences:
         insert_fence(alike[fence.node], [alike[x] for x in fence.shared], fence.dim, is_open)
     for graph in prepared.graphs:
@@ -108,7 +108,7 @@ def insert_unit_masks(
 def mark_units(count: int, indexes: list[Tensor]) -> Tensor:
     """Mark the units that appear among indexes, bool [count + 1]; the last stands for index -1, no unit, and is set."""
     marks = torch.zeros(count + 1, dtype=torch.bool)
-    marks[torch.cat([*indexes, torch.tensor([-1])])] = True
+    marks[torch.cat([*(index.reshape(-1) for index in indexes), torch.tensor([-1])])] = True
     return marks
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxprune.masks import straight_through
+from fxprune.shadow.ids import spread_positions
 
 
 def can_live(node: fx.Node, dims: int = 1) -> bool:
@@ -37,10 +38,18 @@ def can_live(node: fx.Node, dims: int = 1) -> bool:
     return True
 
 
-def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str, closed_gradient: float = 0.0) -> None:
-    """Let a node of a graph leave out the channels along `dim` of its input `x` that the buffer `is_open` closes."""
+def use_living(
+    node: fx.Node, x: fx.Node, dim: int, is_open: str, closed_gradient: float = 0.0, folded: bool = False
+) -> None:  # fmt: skip
+    """Let a node of a graph leave out the channels along `dim` of its input `x` that the buffer `is_open` closes.
+
+    `folded`: each channel stands for several positions along `dim`, more or fewer by the size of the input.
+    """
     with node.graph.inserting_before(node):
         mask = node.graph.get_attr(is_open)
+        if folded:
+            size = node.graph.call_method("size", (x, dim))
+            mask = node.graph.call_function(spread_positions, (mask, size))
         if node.target in MUTED:
             before = find_muted_input(node, x)
             muted = node.graph.call_function(mute, (before, mask, dim, closed_gradient))

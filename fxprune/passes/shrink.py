@@ -83,7 +83,8 @@ class Surgery:
             if operand is not None:
                 name = f"open_{muted.node.name}_{muted.number}"
                 self.add_buffer(name, (~self.plan.closed[units]).double(), (muted.ids,))
-                use_living(self.copies[muted.node], self.copies[operand[0]], operand[1], name)
+                folded = muted.ids.dim() > 1
+                use_living(self.copies[muted.node], self.copies[operand[0]], operand[1], name, folded=folded)
 
     def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
         """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""

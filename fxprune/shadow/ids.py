@@ -51,7 +51,7 @@ class Mix:
     """One op that counts every channel alike, with no weight that could ignore one: a norm, a mean, q k^T."""
 
     node: fx.Node
-    ids: Tensor  # [channels]
+    ids: Tensor  # [channels]; [channels, 1] or [1, channels] where each stands for several positions
 
 
 @dataclass
@@ -125,7 +125,7 @@ class IdTable:
             return
         dims = 1 + sum(mix.node is self.node for mix in self.mixes)
         if self.can_live(self.node, dims):
-            self.mixes.append(Mix(self.node, ids))
+            self.mixes.append(Mix(self.node, fold_positions(ids)))
         else:
             self.pin(ids, reason)
 
@@ -145,6 +145,25 @@ class IdTable:
                 self.unite(t, t.narrow(d, 0, 1))
             units = join(units, self.edges[-len(dims) + 1 :])
         return units
+
+
+def fold_positions(ids: Tensor) -> Tensor:
+    """Bring ids that repeat, as of a flattened image, to [channels, 1] or [1, channels]; leave others as they are."""
+    count = len(ids.unique())
+    if not 1 < count < len(ids) or len(ids) % count:
+        return ids
+    for folded in (ids.view(count, -1)[:, :1], ids.view(-1, count)[:1]):
+        if torch.equal(spread_positions(folded, len(ids)), ids):
+            return folded
+    return ids
+
+
+def spread_positions(values: Tensor, size: int) -> Tensor:
+    """Give each of the `size` positions its channel's value; one value for each position stays as it is."""
+    if values.dim() == 1:
+        return values
+    positions = size // values.numel()
+    return values.expand([positions if length == 1 else length for length in values.shape]).reshape(-1)
 
 
 def join(units: Tensor, edges: list[Tensor]) -> Tensor:
