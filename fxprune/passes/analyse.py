@@ -70,19 +70,24 @@ class Channels:
         return self.units[found[0]] if found else torch.zeros(shadow.shape[dim], dtype=torch.int64)
 
     def find_operand(self, node: fx.Node, ids: Tensor) -> tuple[fx.Node, int] | None:
-        """Which input of a node has the channels `ids` along which of its dimensions; None if none, or several."""
+        """Which input of a node has the channels `ids` along one of its dimensions, and which; None if none has.
+
+        Of a contraction's inputs preferably one that no input of the model reaches: a weight that is computed.
+        """
         values = next(results for results in self.values if node in results)
-        for operand in node.all_input_nodes:
-            shadow = values[operand]
+        operands = [n for n in node.all_input_nodes if isinstance(values[n], Shadow)]
+        if any(reader.node is node for reader in self.readers):
+            operands.sort(key=lambda n: values[n].layout is not None)
+        for operand in operands:
             found = set()
-            for t in shadow.ids if isinstance(shadow, Shadow) else ():
+            for t in values[operand].ids:
                 for dim in varying(t):
                     lines = self.units[t].movedim(dim, 0).reshape(t.size(dim), -1)
                     wanted = spread_positions(self.units[ids], t.size(dim))[:, None]
                     if len(lines) == len(wanted) and bool((lines == wanted).all()):
                         found.add((operand, dim))
-            if found:
-                return found.pop() if len(found) == 1 else None
+            if len(found) == 1:
+                return found.pop()
         return None
 
     def positions(self) -> Iterator[tuple[str, int, Tensor]]:

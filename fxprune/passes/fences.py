@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx
 
 from fxprune.passes.analyse import Channels, Shadow, find_written
 from fxprune.passes.living import along, find_muted_input
+from fxprune.shadow.ids import fold_positions, spread_positions
 from fxprune.shadow.tensor import compress, varying
 
 
@@ -28,17 +29,25 @@ class Fence:
     node: fx.Node
     shared: list[fx.Node]
     dim: int
-    index: Tensor  # [channels], the number of each one's unit, or -1
+    index: Tensor  # the number of each one's unit, or -1, folded as by `fold_positions`
 
 
-def find_fences(channels: Channels, numbers: Tensor, passing: Tensor) -> Iterator[Fence]:
-    """Go through the nodes that compute channels of the units `passing`, bool [numbered units], from others, too."""
-    marked = torch.cat([passing, passing.new_zeros(1)])  # index -1 is the one at the end
+def find_fences(channels: Channels, numbers: Tensor, muted: list[tuple[fx.Node, Tensor]]) -> Iterator[Fence]:
+    """Go through the nodes that compute the channels of what is muted from others, too.
+
+    `muted`: nodes that hand the gradient of closed channels on to what they are computed from, and the numbers of
+    the channels' units, -1 for none.
+    """
+    marked = torch.zeros(int(numbers.max()) + 2, dtype=torch.bool)  # index -1 is the one at the end
+    for _, index in muted:
+        marked[index] = True
+    marked[-1] = False
+    behind = find_ancestors([node for node, _ in muted])
     for values in channels.values:
-        for node, shadow in values.items():
+        for node in values:
             if node.op not in ("call_function", "call_method") or node in channels.moves or find_written(node):
                 continue
-            found = find_channels(channels, shadow, numbers, marked)
+            found = find_channels(channels, values[node], numbers, marked) if node in behind else None
             if found is None:
                 continue
             inputs = [n for n in node.all_input_nodes if isinstance(values[n], Shadow) and values[n].made is None]
@@ -47,16 +56,26 @@ def find_fences(channels: Channels, numbers: Tensor, passing: Tensor) -> Iterato
                 yield Fence(node, shared, *found)
 
 
+def find_ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
+    """The nodes, and all that they are computed from."""
+    stack, found = list(nodes), set(nodes)
+    while stack:
+        new = [n for n in stack.pop().all_input_nodes if n not in found]
+        found.update(new)
+        stack += new
+    return found
+
+
 def find_channels(
     channels: Channels, shadow: Any, numbers: Tensor, marked: Tensor, among: Tensor | None = None
 ) -> tuple[int, Tensor] | None:  # fmt: skip
-    """The dimension of a tensor that has marked units (of those `among`), and the number of each of its indexes."""
+    """The dimension of a tensor that has marked units (of those `among`), and their numbers along it, folded."""
     for ids in shadow.ids if isinstance(shadow, Shadow) else ():
         index = numbers[channels.units[ids]]
         here = marked[index] if among is None else marked[index] & torch.isin(index, among)
         dims = varying(compress(index)) or varying(index)
         if len(dims) == 1 and bool(here.any()):
-            return dims[0], index.movedim(dims[0], 0).reshape(index.size(dims[0]), -1)[:, 0].contiguous()
+            return dims[0], fold_positions(index.movedim(dims[0], 0).reshape(index.size(dims[0]), -1)[:, 0])
     return None
 
 
@@ -82,7 +101,8 @@ def insert_fence(node: fx.Node, shared: list[fx.Node], dim: int, is_open: str) -
 
 def pass_open(result: Tensor, again: Tensor, is_open: Tensor, dim: int) -> Tensor:
     """Give `result`; of its gradient `again`, which has the same values, receives that of the open channels."""
-    passed: Tensor = _PassOpen.apply(result, again, along(is_open, result, dim))
+    is_open = along(spread_positions(is_open, result.size(dim)), result, dim)
+    passed: Tensor = _PassOpen.apply(result, again, is_open)
     return passed
 
 

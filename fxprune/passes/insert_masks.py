@@ -89,8 +89,10 @@ def insert_unit_masks(
         if operand is not None and bool((index >= 0).any()):
             share = 0.0 if bool(learning[index].all()) else masks.closed_gradient
             muted.append(Muted(node, *operand, index, add_alive(masks, node, index), share))
-    passing = mark_units(count, [each.index for each in muted if each.share])[:-1]
-    fences = [(f, add_alive(masks, f.node, f.index)) for f in find_fences(channels, numbers, passing)]
+    fences = [
+        (fence, add_alive(masks, fence.node, fence.index))
+        for fence in find_fences(channels, numbers, [(each.x, each.index) for each in muted if each.share])
+    ]
     pinned = {str(pin): pin.rows for pin in find_pins(channels)}
     prepared = PreparedModel(model, masks, pinned)
     alike = model.graphs.pair_nodes(prepared.graphs)

@@ -33,6 +33,8 @@ def can_live(node: fx.Node, dims: int = 1) -> bool:
     if node.target in NORMS:  # of a negative order a zero decides, of order 0 it is not counted anyway
         order = [*node.args[1:2], *(node.kwargs[name] for name in ("p", "ord") if name in node.kwargs)]
         return all(p is None or isinstance(p, str) or (isinstance(p, (int, float)) and p >= 0) for p in order)
+    if node.target is F.batch_norm:
+        return node.kwargs.get("running_mean", node.args[1] if len(node.args) > 1 else None) is None
     if node.target in (torch.max, "max"):
         return all(user.target in (operator.getitem, getattr) and user.args[1] in (0, "values") for user in node.users)
     return True
@@ -228,6 +230,22 @@ def living_group_norm(
     return scale_and_shift(normal.view(x.shape), *(None if t is None else t.view(shape) for t in (weight, bias)))
 
 
+def living_batch_norm(
+    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, running_mean: None, running_var: None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = True, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalise `x`, [.., rows, ..], each row over the open ones of the channels along another dimension."""
+    mask = along(is_open.to(x.dtype), x, channel_dim)
+    dims = [d for d in range(x.dim()) if d != 1]
+    share = is_open.numel() / mask.sum().clamp(min=1)
+    mean = (x * mask).mean(dims, keepdim=True) * share
+    centred = x - fence(mean, mask, closed_gradient)
+    variance = (centred.square() * mask).mean(dims, keepdim=True) * share
+    normal = centred * fence(torch.rsqrt(variance + eps), mask, closed_gradient)
+    return scale_and_shift(normal, *(None if t is None else along(t, x, 1) for t in (weight, bias)))
+
+
 def scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
@@ -246,6 +264,7 @@ LIVING: dict[Any, Callable[..., Any]] = {
     torch.var_mean: living_var_mean,
     F.layer_norm: living_layer_norm,
     F.group_norm: living_group_norm,
+    F.batch_norm: living_batch_norm,
     F.rms_norm: living_rms_norm,
 }  # fmt: skip
 """Ops whose result depends on how many channels there are, and what computes it of the open ones."""

@@ -210,12 +210,19 @@ class Mender:
             for ids in expected.along(dim):
                 wanted = ids[keep]
                 named = self.lasting[wanted]
-                seen = actual.along(dim)
+                if self.are_pinned(wanted):
+                    continue
+                seen = [found for found in actual.along(dim) if not self.are_pinned(found)]
                 if not seen and bool((wanted == wanted[0]).all()):
                     continue  # what is left is one unit
                 if named.any() and not any(self.agree(wanted[named], found[named]) for found in seen):
                     return False
         return True
+
+    def are_pinned(self, ids: Tensor) -> bool:
+        """Whether ids are of no unit, as those of a kernel's height, and tell nothing."""
+        units = self.channels.units
+        return bool((ids < len(units)).all()) and bool((units[ids] == PINNED).all())
 
     def agree(self, wanted: Tensor, found: Tensor) -> bool:
         """Whether ids are of the same units, where the smaller graph has any: a layer of one channel has none (0)."""

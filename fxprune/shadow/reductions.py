@@ -36,12 +36,16 @@ def pool_constants(call: Call) -> list[Constant | None]:
 
 
 def normalise_batch(table: IdTable, call: Call) -> list[Ids]:
-    """Tie scale, shift and running statistics to the channel."""
+    """Tie scale, shift and running statistics to the channel; statistics of a weight's rows count its columns."""
     x = call.args[0]
-    channels, _ = take_channels(table, x, 1, set(), "batch norm mixes a dimension of channels")
+    free = set() if call.argument("running_mean") is not None else {d for d in range(x.dim()) if d != 1}
+    reason = "batch norm mixes a dimension of channels"
+    channels, rest = take_channels(table, x, 1, free, reason)
     for t in call.tensors[1:]:
         table.unite(channels, channel_ids(table, t.ids, 0, t.size(0)))
-    return [(channels.view([1, -1] + [1] * (x.dim() - 2)),)] + [()] * (len(call.outputs) - 1)
+    for ids in rest:
+        table.mix(ids.reshape(-1), reason)
+    return [(channels.view([1, -1] + [1] * (x.dim() - 2)), *rest)] + [()] * (len(call.outputs) - 1)
 
 
 def normalise_batch_constants(call: Call) -> list[Constant | None]:

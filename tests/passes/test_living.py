@@ -82,7 +82,7 @@ def standardise(m: nn.Module, x: Tensor) -> Tensor:
 def standardise_by_batch_norm(m: nn.Module, x: Tensor) -> Tensor:
     w = m.c.weight
     flat = F.batch_norm(w.reshape(1, 16, -1), None, None, m.g, training=True, momentum=0.0)
-    return F.conv2d(x, flat.reshape_as(w), m.c.bias)
+    return F.conv2d(x, flat.reshape_as(w), m.c.bias, padding=m.c.padding)
 
 
 def select_kernels(m: nn.Module, x: Tensor) -> Tensor:
@@ -180,7 +180,9 @@ LIVING: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "global response norm": (net(gate_by_norm, g=table(1, 16, 1, 1)), 28),
     "involution": (net(involve, c=one(16, 36)), 16),
     "standardised weights": (net(standardise, c=one()), 44),
-    "weights standardised by batch norm": (net(standardise_by_batch_norm, c=one(), g=table(16)), 28),
+    "weights standardised by batch norm": (net(standardise_by_batch_norm, c=one(), g=table(16)), 44),
+    "weights standardised by batch norm, kernels": (
+        net(standardise_by_batch_norm, c=lambda: nn.Conv2d(16, 16, 3, padding=1), g=table(16)), 44),
     "weights normalised": (net(lambda m, x: F.conv2d(x, F.normalize(m.c.weight, dim=1)), c=one()), 44),
     "weight norm": (net(in_order("c"), c=lambda: weight_norm(nn.Conv2d(16, 16, 1))), 44),
     "spectral norm": (net(in_order("c"), c=lambda: spectral_norm(nn.Conv2d(16, 16, 1))), 44),
