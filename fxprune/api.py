@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.errors import ExactnessError, FxpruneError, TargetError
-from fxprune.masks import Granularity, Masks
+from fxprune.masks import GRANULARITIES, Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Sparsity
@@ -56,8 +56,9 @@ def prepare(
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; any other batch or
             image size that the model takes may follow. None makes one from the first layer.
         method: how gates follow from magnitudes; `Feather()` if None.
-        target: how much is masked at the end of the schedule; `Sparsity(0.5)` if None.
-        granularity: "weight" for one gate per weight, "channel" for one per unit of tied channels.
+        target: how much is masked at the end of the schedule; `Sparsity(0.5)` if None, for methods that take one.
+        granularity: "weight" for one gate per weight, "stripe" for one per filter and kernel position of every
+            convolution, "channel" for one per unit of tied channels.
         heads: what of attention is one unit at channel granularity: "whole" heads, or "inner" for the same
             channel of every head (the number of heads stays).
         exclude: layers to leave as they are: names, globs over names, types of modules, or predicates
@@ -69,15 +70,19 @@ def prepare(
         PatternError: a pattern of `exclude` matches nothing.
         TargetError: nothing is left to prune, or the granularity is unknown.
     """
-    method, target = method or Feather(), target or Sparsity(0.5)
+    method = method or Feather()
     check_arguments(model, method, target, granularity, heads)
+    target = target or (Sparsity(0.5) if method.takes_target else None)
     excluded = find_excluded(model, exclude)
     inputs = guess_inputs(model) if example_inputs is None else as_inputs(example_inputs)
     traced = trace_regions(model, inputs, check)
+    method.adapt(traced)
     decompose(traced)
     channels = analyse(traced, constants=False, whole_heads=heads == "whole")
-    insert = insert_weight_masks if granularity == "weight" else insert_unit_masks
-    prepared = insert(traced, channels, method, target, excluded)
+    if granularity == "channel":
+        prepared = insert_unit_masks(traced, channels, method, target, excluded)
+    else:
+        prepared = insert_weight_masks(traced, channels, method, target, excluded, granularity)
     prepared.compile_graphs()
     prepared.whole_heads = heads == "whole"
     return prepared
@@ -222,7 +227,7 @@ def move_inputs(model: nn.Module, inputs: Inputs, floats: bool) -> Inputs:
     return tree_map_only(torch.Tensor, follow, inputs)  # type: ignore[no-any-return]
 
 
-def check_arguments(model: nn.Module, method: Method, target: Sparsity, granularity: str, heads: str) -> None:
+def check_arguments(model: nn.Module, method: Method, target: Sparsity | None, granularity: str, heads: str) -> None:
     """Refuse arguments of the wrong kind before any work."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
@@ -233,10 +238,16 @@ def check_arguments(model: nn.Module, method: Method, target: Sparsity, granular
         raise FxpruneError("the model has an attribute `fxprune`, under which fxprune keeps its state; rename it")
     if not isinstance(method, Method):
         raise FxpruneError(f"method={method!r}: give an instance such as fxprune.Feather() or fxprune.ST3(sigma=True)")
-    if not isinstance(target, Sparsity):
+    if not isinstance(target, Sparsity | None):
         raise TargetError(f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end")
-    if granularity not in ("weight", "channel"):
-        raise TargetError(f"granularity={granularity!r}: give 'weight' or 'channel'")
+    name = type(method).__name__
+    if target is not None and not method.takes_target:
+        raise TargetError(f"{name} takes no target: how much it closes follows from its own settings; leave target out")
+    if granularity not in GRANULARITIES:
+        raise TargetError(f"granularity={granularity!r}: give 'weight', 'stripe' or 'channel'")
+    if granularity not in method.granularities:
+        known = " or ".join(repr(each) for each in method.granularities)
+        raise TargetError(f"{name} has no granularity={granularity!r}: give {known}")
     if heads not in ("whole", "inner"):
         raise TargetError(f"heads={heads!r}: give 'whole' or 'inner'")
 

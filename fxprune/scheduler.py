@@ -1,4 +1,4 @@
-"""When do the masks take their next threshold? After each step of the optimizer, along the method's schedule."""
+"""When do the masks act? Before and after each step of the optimizer, along the method's schedule."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from fxprune.errors import OptimizerError
 from fxprune.masks import Masks
+from fxprune.methods.base import Method
 
 
 class Scheduler:
@@ -17,7 +18,8 @@ class Scheduler:
     It hooks into `optimizer.step()`, so accumulated gradients and the fp16 steps that a GradScaler skips count
     rightly by themselves. Without an optimizer call `step()` by hand after each. The count lives in the prepared
     model's buffers: a run that loads its state dict goes on where it stopped. Past `total_steps` the sparsity
-    stays at the target.
+    stays at the target. What a method does to gradients, as the Filter Skeleton, it does before the step. Methods
+    that prune in one go leave the masks as they are until `fxprune.prune` is called.
 
     Raises OptimizerError where `prepared` does not come from `fxprune.prepare`, where the optimizer holds none of
     its masked parameters, or where total_steps is below 1.
@@ -38,11 +40,18 @@ class Scheduler:
         self._follows_optimizer = optimizer is not None
         if optimizer is not None:
             _check_optimizer(optimizer, self._parameters())
+            optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
+        elif type(masks.method).before_step is not Method.before_step:
+            raise OptimizerError(
+                f"{type(masks.method).__name__} changes gradients before each step; give the optimizer to the Scheduler"
+            )
 
     @property
     def sparsity(self) -> float:
-        """The share that the schedule closes after the steps so far."""
+        """The share that the schedule closes after the steps so far; 0 where that is not the target's to say."""
+        if self._masks.target is None or self._masks.method.one_shot:
+            return 0.0
         return self._masks.target.share * self._masks.method.schedule(int(self._masks.step), self.total_steps)
 
     def step(self) -> None:
@@ -54,15 +63,20 @@ class Scheduler:
             )
         self._advance()
 
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._masks.before_step(self._parameters())
+
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._advance()
 
     def _advance(self) -> None:
         self._masks.step += 1
-        self._masks.refresh(self._parameters(), self.sparsity)
+        if not self._masks.method.one_shot:
+            progress = min(1.0, int(self._masks.step) / self.total_steps)
+            self._masks.after_step(self._parameters(), self.sparsity, progress)
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: _find_tensor(self._prepared, name) for name in self._masks.parameter_names}
+        return find_masked(self._prepared, self._masks)
 
 
 def _check_optimizer(optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
@@ -73,6 +87,11 @@ def _check_optimizer(optimizer: Optimizer, parameters: dict[str, Tensor]) -> Non
             f"the optimizer holds none of the prepared model's {len(trained)} masked parameters; "
             "make it after fxprune.prepare, from prepared.parameters()"
         )
+
+
+def find_masked(prepared: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """Give all parameters that masks ask for, by name."""
+    return {name: _find_tensor(prepared, name) for name in masks.parameter_names}
 
 
 def _find_tensor(model: nn.Module, name: str) -> Tensor:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune import masks as module
+from fxprune import mask_modules as module
 from fxprune.errors import FxpruneError, TargetError
-from fxprune.masks import Masks, UnitMask, WeightMask
+from fxprune.mask_modules import UnitMask, WeightMask
+from fxprune.masks import Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.scores import Slice

@@ -5,7 +5,7 @@ of its readers, its batch-norm scales), of the mean square there, divided by tha
 mean 1, which scores every layer alike: the columns alone, or the scale alone, empty whole layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,21 @@ def unit_scores(parameters: Mapping[str, Tensor], slices: Sequence[Slice], units
         sums.index_add_(0, index, (values / torch.where(mean == 0, 1, mean)).to(sums))
         counts.index_add_(0, index, torch.ones_like(values).to(counts))
     return (sums / counts.clamp_min(1)).sqrt()[:-1]
+
+
+@torch.no_grad()
+def norm_scores(
+    parameters: Mapping[str, Tensor], slices: Sequence[Slice], units: int, importance: Callable[[Tensor], Tensor]
+) -> Tensor:  # fmt: skip
+    """Give every unit the mean importance of its batch-norm scales, [units], as they are: layers are compared."""
+    first = parameters[slices[0].parameter]
+    sums = torch.zeros(units + 1, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+    counts = torch.zeros_like(sums)
+    for place in slices:
+        index = place.index.remainder(units + 1)  # the last collects index -1
+        sums.index_add_(0, index, importance(parameters[place.parameter]).to(sums))
+        counts.index_add_(0, index, torch.ones_like(index).to(counts))
+    return (sums / counts.clamp_min(1))[:-1]
 
 
 @torch.no_grad()

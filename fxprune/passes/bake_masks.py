@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fxprune.masks import UnitMask, WeightMask
+from fxprune.mask_modules import UnitMask, WeightMask
 from fxprune.model import PreparedModel, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels
 
@@ -22,11 +22,12 @@ def bake_masks(prepared: PreparedModel) -> TracedModel:
     masks = {mask.parameter: mask for _, _, mask in masks_of(prepared)}
     with in_eval_mode(prepared):  # spectral norm goes on estimating whenever its weight is read in training mode
         own = {name: find_tensor(prepared, name) for name in masks}
-    values = {name: mask(own[name]) for name, mask in masks.items()}
+        values = {name: mask(own[name]) for name, mask in masks.items()}
     ready = {id(own[name]): nn.Parameter(value, own[name].requires_grad) for name, value in values.items()}
     shell = prepared.copy_shell(ready)  # what is masked is copied as the mask leaves it
     del shell._modules["fxprune"]
     bake_parametrizations(shell)
+    prepared.fxprune.method.restore(shell)
     for name, value in values.items():  # what a parametrization computed is a parameter only now
         find_tensor(shell, name).data = value
     return TracedModel(shell, prepared.plain.copy(), prepared.class_name, prepared.inputs, prepared.untraced)
@@ -48,7 +49,8 @@ def freeze_masks(prepared: PreparedModel) -> PreparedModel:
     """Return a copy whose masked weights are what they are now, to the last bit, in whatever precision it runs."""
     frozen = copy.deepcopy(prepared)
     for masks, key, mask in masks_of(frozen):
-        masks[key] = FrozenMask(mask(find_tensor(frozen, mask.parameter)).clone())
+        with in_eval_mode(mask):
+            masks[key] = FrozenMask(mask(find_tensor(frozen, mask.parameter)).clone())
     return frozen
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.errors import TargetError
-from fxprune.masks import Masks, UnitMask
+from fxprune.mask_modules import UnitMask
+from fxprune.masks import Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Sparsity
@@ -39,18 +41,24 @@ class Muted:
 
 
 def insert_weight_masks(
-    model: TracedModel, channels: Channels, method: Method, target: Sparsity, excluded: set[str]
+    model: TracedModel, channels: Channels, method: Method, target: Sparsity | None, excluded: set[str],
+    granularity: Granularity = "weight",
 ) -> PreparedModel:  # fmt: skip
-    """Give every weight of a convolution or linear layer a mask of its own, but the excluded ones."""
-    masks = Masks(method, target, "weight")
+    """Give every weight of a convolution or linear layer a mask of its own, but the excluded ones.
+
+    At stripe granularity those are the convolutions, and a gate holds for all input channels of a position.
+    """
+    masks = Masks(method, target, granularity)
     shared = find_called_parameters(model)
     for name, rows in channels.weights.items():
-        if name not in excluded and id(find_tensor(model, name)) not in shared:
-            masks.add_weight_mask(name, find_tensor(model, name), rows)
+        weight = find_tensor(model, name)
+        fits = granularity == "weight" or weight.dim() > 2
+        if fits and name not in excluded and id(weight) not in shared:
+            norms = find_norms(model, channels, name, rows) if method.mutes_norms else []
+            masks.add_weight_mask(name, weight, rows, norms)
     if not masks.weight_masks:
-        raise TargetError(
-            "no weight is left to prune: the model has no convolution or linear layer that is not excluded"
-        )
+        kinds = "convolution" if granularity == "stripe" else "convolution or linear layer"
+        raise TargetError(f"no weight is left to prune: the model has no {kinds} that is not excluded")
     pinned = {str(pin): pin.rows for pin in find_pins(channels)}
     prepared = PreparedModel(model, masks, pinned)
     for graph in prepared.graphs:
@@ -62,17 +70,23 @@ def insert_weight_masks(
 
 
 def insert_unit_masks(
-    model: TracedModel, channels: Channels, method: Method, target: Sparsity, excluded: set[str]
+    model: TracedModel, channels: Channels, method: Method, target: Sparsity | None, excluded: set[str]
 ) -> PreparedModel:  # fmt: skip
     """Give every prunable unit a gate, on the columns of all contractions that read it."""
-    numbers = number_units(model, channels, excluded)
+    numbers = number_units(model, channels, excluded, find_norm_scales(model) if method.scored_by == "norms" else None)
     count = int(numbers.max()) + 1
+    if count == 0 and method.scored_by == "norms":
+        raise TargetError(f"no channel is left to prune: {type(method).__name__} prunes what a batch norm scales")
     if count == 0:
         raise TargetError(
             "no channel is left to prune: all are outputs, excluded, or tied to an op that needs them "
             f"({'; '.join(str(pin) for pin in list(channels.pins)[:3])})"
         )
-    masks = Masks(method, target, "channel", units=count, slices=list(find_slices(model, channels, numbers)))
+    slices = find_slices(model, channels, numbers)
+    if method.scored_by == "norms":
+        scales = find_norm_scales(model)
+        slices = [place for place in slices if place.parameter in scales]
+    masks = Masks(method, target, "channel", units=count, slices=slices)
     maskable = find_maskable(model, channels)
     masked: dict[str, UnitMask] = {}
     for reader in channels.readers:
@@ -121,11 +135,13 @@ def add_alive(masks: Masks, node: fx.Node, index: Tensor) -> str:
     return f"fxprune.alive.{key_of(name)}.open"
 
 
-def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> Tensor:
+def number_units(
+    model: TracedModel, channels: Channels, excluded: set[str], scored: set[str] | None = None
+) -> Tensor:  # fmt: skip
     """Number the prunable units from 0, [units]; -1 for all others.
 
     Prunable is what some contraction reads, or some op counts, if all that do so can leave it out: by a mask
-    on their weight, or by a mute on their input.
+    on their weight, or by a mute on their input; and, if `scored` names parameters, what lives in one of those.
     """
     allowed = torch.zeros(len(channels.units), dtype=torch.bool)
     for ids in [*(reader.columns for reader in channels.readers), *(mix.ids for mix in channels.mixes)]:
@@ -136,6 +152,12 @@ def number_units(model: TracedModel, channels: Channels, excluded: set[str]) -> 
     for name, _, units in channels.positions():
         if name in excluded:
             allowed[units] = False
+    if scored is not None:
+        living = torch.zeros_like(allowed)
+        for name, _, units in channels.positions():
+            if name in scored:
+                living[units] = True
+        allowed &= living
     allowed[PINNED] = False
     return torch.where(allowed, allowed.cumsum(0) - 1, -1)
 
@@ -179,6 +201,30 @@ def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list
         if name not in buffers and scores and bool((index >= 0).any()):
             slices.append(Slice(name, dim, index.to(tensor.device)))
     return slices
+
+
+def find_norm_scales(model: TracedModel) -> set[str]:
+    """The scales of the batch norms, by name."""
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return {f"{path}.weight" if path else "weight" for path, module in norms if module.affine}
+
+
+def find_norms(model: TracedModel, channels: Channels, name: str, rows: int) -> list[tuple[str, Tensor]]:
+    """List scales and shifts of the batch norms whose every channel is a row of this weight, and of no other.
+
+    With each stands the row of each of its channels.
+    """
+    units = channels.units_along(name, rows)
+    others = [channels.units_along(other, dim) for other, dim in channels.weights.items() if other != name]
+    own = units[~torch.isin(units, torch.cat([*others, torch.tensor([PINNED])]))]
+    found = []
+    for scale in sorted(find_norm_scales(model)):
+        for norm in (scale, f"{scale.removesuffix('weight')}bias"):
+            if norm in channels.parameters:
+                living = channels.units_along(norm, 0)
+                if len(living) and bool(torch.isin(living, own).all()):
+                    found.append((norm, (living[:, None] == units).to(torch.int8).argmax(1)))
+    return found
 
 
 def insert_mask(graph: fx.Graph, name: str, mask: str) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxprune.masks import straight_through
+from fxprune.mask_modules import straight_through
 from fxprune.shadow.ids import spread_positions
 
 

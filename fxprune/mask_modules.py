@@ -1,0 +1,200 @@
+"""What does a masked weight become? The modules that stand in a graph between a parameter and the op that uses it."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from fxprune.methods.base import Method
+
+_BLOCK = 1 << 18  # weights masked at a time: the temporaries stay in the cache
+
+
+class WeightMask(nn.Module):
+    """One gate per weight: q = c * w * gate(|w|, threshold), with the gradient dL/dw = dL/dq * (1, or theta if closed).
+
+    Where gates hold along the dimensions `shared`, as for stripes, the magnitude is the root of the mean square there.
+    `rows` is the dimension of the weight's output channels. Closed weights are exact zeros.
+
+    Buffers: `threshold` (0-dim, this layer's tau; at 0 or less the weight passes unchanged); for methods that rescale
+    `factor` (c, the size of the weight along `rows` and 1 elsewhere); for those that remember `kept` (bool, of the
+    gates' shape), which is the gate then. Methods that learn have the parameter `variable`, and say what q is; the
+    buffer `progress` tells them which share of the training is over.
+    """
+
+    threshold: Tensor
+    factor: Tensor | None
+    kept: Tensor | None
+    progress: Tensor | None
+
+    def __init__(
+        self, parameter: str, weight: Tensor, method: Method, closed_gradient: float, rows: int = 0,
+        shared: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.parameter = parameter
+        self.method = method
+        self.closed_gradient = closed_gradient
+        self.rows = rows
+        self.shared = shared
+        dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device
+        self.register_buffer("threshold", torch.zeros((), dtype=dtype, device=device))
+        sizes = [size if dim == rows else 1 for dim, size in enumerate(weight.shape)]
+        self.register_buffer("factor", torch.ones(sizes, dtype=dtype, device=device) if method.rescales else None)
+        gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
+        kept = torch.ones(gates, dtype=torch.bool, device=device) if method.remembers else None
+        self.register_buffer("kept", kept)
+        self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
+        self.variable = nn.Parameter(method.make_variable(weight.detach(), shared)) if method.learns else None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.variable is not None and self.progress is not None:
+            return self.method.mask(weight, self.variable, self.threshold, self.progress, self.training)
+        is_open = self._is_open(weight) if self.closed_gradient != 1 else None
+        return straight_through(weight, self._mask(weight), is_open, self.closed_gradient)
+
+    @torch.no_grad()
+    def measure(self, weight: Tensor) -> Tensor:
+        """Give what has its magnitudes compared: the weight, its stripes' root mean squares, or the variable."""
+        if self.variable is not None:
+            return self.variable.detach()
+        if self.kept is None:
+            return self._reduce(weight)
+        return self._reduce(weight) * self.kept  # what was closed comes first
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, threshold: Tensor) -> None:
+        """Take a new threshold, and the factor c that the method gives for this weight."""
+        self.threshold.copy_(threshold)
+        if self.kept is not None:
+            self.kept &= self.measure(weight).abs().to(threshold.dtype) > torch.where(threshold > 0, threshold, -1)
+        if self.factor is None:
+            return
+        magnitude = weight.abs().to(self.threshold.dtype)
+        factor = self.method.rescale(
+            _mean_along(magnitude * self._is_open(weight), self.rows), _mean_along(magnitude, self.rows)
+        )
+        self.factor.copy_(factor.view_as(self.factor))
+
+    def _reduce(self, weight: Tensor) -> Tensor:
+        if not self.shared:
+            return weight.detach()
+        values = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return values.square().mean(self.shared, keepdim=True).sqrt()
+
+    @torch.no_grad()
+    def _is_open(self, weight: Tensor) -> Tensor:
+        if self.kept is not None:
+            return self.kept
+        threshold = torch.where(self.threshold > 0, self.threshold, -1)
+        return self._reduce(weight).abs().to(threshold.dtype) > threshold
+
+    @torch.no_grad()
+    def _mask(self, weight: Tensor) -> Tensor:
+        """Give c * w * gate, in pieces that fit into the cache where that helps; the compiler fuses by itself."""
+        if self.kept is not None:
+            return weight * self.kept
+        whole = weight.device.type != "cpu" or torch.compiler.is_compiling() or weight.numel() <= _BLOCK
+        if whole or 0 in self.shared:
+            return self._mask_block(weight, self.factor).to(weight.dtype)
+        rows = max(1, _BLOCK * weight.shape[0] // weight.numel())
+        masked = torch.empty_like(weight)
+        for start in range(0, weight.shape[0], rows):
+            block = slice(start, start + rows)
+            factor = self.factor[block] if self.factor is not None and self.rows == 0 else self.factor
+            masked[block] = self._mask_block(weight[block], factor)
+        return masked
+
+    def _mask_block(self, weight: Tensor, factor: Tensor | None) -> Tensor:
+        gate = self.method.gate(self._reduce(weight).abs().to(self.threshold.dtype), self.threshold)
+        masked = gate * weight if self.shared else gate.mul_(weight)
+        return masked if factor is None else masked.mul_(factor)
+
+
+class UnitMask(nn.Module):
+    """One gate per index of a weight's dimension `dim`: q = w * gate, the gate taking no part in the gradient.
+
+    Buffer `gate` [size of dim]: 0 is closed; for methods that rescale it contains the layer's factor c. `index` says
+    to which unit each index belongs; those with -1 are never closed.
+    """
+
+    gate: Tensor
+    index: Tensor
+
+    def __init__(self, parameter: str, dim: int, index: Tensor, closed_gradient: float) -> None:
+        super().__init__()
+        self.parameter = parameter
+        self.dim = dim
+        self.closed_gradient = closed_gradient
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("gate", torch.ones(index.numel(), device=index.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        gate = self._along(weight, self.gate)
+        is_open = gate > 0 if self.closed_gradient != 1 else None
+        return straight_through(weight, weight.detach() * gate.to(weight.dtype), is_open, self.closed_gradient)
+
+    def scatter(self, gates: Tensor) -> None:
+        """Take the gates of this weight's units out of those of all units."""
+        self.gate.copy_(_gather(gates, self.index))
+
+    def rescale(self, weight: Tensor, method: Method) -> None:
+        """Multiply the layer's factor c, from the magnitudes in the open and in all indexes, into the gate."""
+        magnitude = _mean_along(weight.abs().to(self.gate.dtype), self.dim)
+        self.gate.mul_(method.rescale((magnitude * (self.gate > 0)).mean(), magnitude.mean()))
+
+    def _along(self, weight: Tensor, values: Tensor) -> Tensor:
+        return values.view([-1 if dim == self.dim else 1 for dim in range(weight.dim())])
+
+
+class Alive(nn.Module):
+    """Which channels a norm over channels runs over: buffer `open`, as long as `index`, 1 where it is open, else 0."""
+
+    open: Tensor
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("open", torch.ones(index.shape, device=index.device))
+
+    def forward(self) -> Tensor:
+        return self.open
+
+    def scatter(self, gates: Tensor) -> None:
+        """Take over which of this norm's units are open."""
+        self.open.copy_(_gather(gates, self.index) > 0)
+
+
+def straight_through(weight: Tensor, masked: Tensor, is_open: Tensor | None, theta: float) -> Tensor:
+    """Give `masked` in the forward; in the backward hand its gradient to `weight`, times theta where not open.
+
+    `is_open` is bool and broadcasts to the weight; None passes the whole gradient and saves nothing.
+    """
+    result: Tensor = _StraightThrough.apply(weight, masked, is_open, theta)
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(weight: Tensor, masked: Tensor, is_open: Tensor | None, theta: float) -> Tensor:
+        return masked.view_as(masked)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
+        ctx.save_for_backward(*([] if inputs[2] is None else [inputs[2]]))
+        ctx.theta = inputs[3]  # type: ignore[attr-defined]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        for is_open in ctx.saved_tensors:  # type: ignore[attr-defined]
+            gradient = torch.where(is_open, gradient, ctx.theta * gradient)  # type: ignore[attr-defined]
+        return gradient.view_as(gradient), None, None, None  # a view is taken over as weight.grad without a copy
+
+
+def _mean_along(values: Tensor, dim: int) -> Tensor:
+    """Give the mean over all other dimensions, [size of dim]; also of a tensor that has no others."""
+    return values.transpose(0, dim).reshape(values.shape[dim], -1).mean(1)
+
+
+def _gather(gates: Tensor, index: Tensor) -> Tensor:
+    return torch.cat([gates, gates.new_ones(1)])[index]  # index -1 is the one at the end: never closed

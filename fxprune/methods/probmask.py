@@ -1,0 +1,65 @@
+"""ProbMask: how does every weight learn the probability with which it stays?
+
+Zhou et al.: Effective Sparsification of Neural Networks with Global Sparsity Constraint, CVPR 2021.
+
+    q = w * sigmoid((logit p + noise) / temperature),     noise = -ln(ln u / ln u'),  u and u' uniform
+    temperature = (1 - 0.97 * progress)                   with gradients for w and p; p starts as ones
+
+After each step of the optimizer p is projected onto {0 <= p <= 1, sum p <= (1 - s) N} over all layers, which is
+p <- clip(p - v, 0, 1) with v by bisection. In eval mode the weights of the largest p are kept, as many as the target
+says. Deviations: one noise a step, where the paper averages two; the mask at the end holds the most probable weights
+instead of a sample; p has ten times the learning rate of the weights in `param_groups`, where the paper takes Adam.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fxprune.methods.base import Kind, Method
+from fxprune.methods.schedule import Cubic
+
+_EPSILON = 1e-6
+_COOLING = 0.97
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class ProbMask(Method):
+    """ProbMask: a learnt probability for every weight."""
+
+    schedule: Cubic = field(default=Cubic(0.16, 0.6), kw_only=True)
+    granularities: ClassVar[tuple[str, ...]] = ("weight",)
+    learns: ClassVar[bool] = True
+
+    def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
+        return torch.ones_like(weight)
+
+    def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
+        if not training:
+            return weight * self.gate(variable.detach().to(threshold.dtype), threshold).to(weight.dtype)
+        uniform = torch.rand(2, *variable.shape, device=variable.device, dtype=variable.dtype)
+        first, second = uniform.clamp(_EPSILON, 1 - _EPSILON).log()
+        p = variable.clamp(_EPSILON, 1 - _EPSILON)
+        kept: Tensor = ((p.logit() - (first / second).log()) / (1 - _COOLING * progress).to(p.dtype)).sigmoid()
+        return weight * kept
+
+    @torch.no_grad()
+    def after_step(self, variables: Sequence[Tensor], sparsity: float) -> None:
+        budget = (1 - sparsity) * sum(p.numel() for p in variables)
+        low = high = torch.zeros((), dtype=torch.float64)
+        if sum(float(p.clamp(0, 1).sum(dtype=torch.float64)) for p in variables) > budget:
+            high = torch.tensor(max(float(p.max()) for p in variables), dtype=torch.float64)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            kept = sum(float((p - float(middle)).clamp(0, 1).sum(dtype=torch.float64)) for p in variables)
+            low, high = (middle, high) if kept > budget else (low, middle)
+        for p in variables:
+            p.sub_(float(high)).clamp_(0, 1)
+
+    def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
+        if kind == "gate":
+            return {"lr": 10 * lr, "weight_decay": 0.0}
+        return super().options(kind, lr, weight_decay)

@@ -1,0 +1,90 @@
+"""RNI: how do neurons recede whose importance is small, while the others are left alone?
+
+Suteu, Guo: Receding Neuron Importances for Structured Pruning, 2022.
+
+    y = sigmoid(g) * (x - mean) / sqrt(var + eps),      no shift;   g starts as N(0, 1)
+    loss = task + strength * sum s (1 - ln s),          s = sigmoid(g + shift), over all batch norms
+
+so that dloss/dg = -strength * s (1 - s) ln s: with a larger shift only the small ones are pushed. `prepare` turns every
+batch norm into such a one, `convert` back into an ordinary one. The channels of the smallest sigmoid(g) go in one go,
+when `fxprune.prune(prepared)` is called between two trainings, the second one without the penalty.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxprune.methods.base import Kind, Method
+from fxprune.methods.scores import Slice, norm_scores
+
+
+@dataclass(frozen=True)
+class RNI(Method):
+    """Receding neuron importances with the strength and the shift of the regulariser."""
+
+    strength: float = 1e-4
+    shift: float = 0.0
+    granularities: ClassVar[tuple[str, ...]] = ("channel",)
+    one_shot: ClassVar[bool] = True
+    scored_by: ClassVar[Literal["all", "norms"]] = "norms"
+
+    @property
+    def remembers(self) -> bool:
+        return True
+
+    def closed_gradient(self, sparsity: float) -> float:
+        return 0.0
+
+    def penalty(self, scales: Iterable[Tensor]) -> Tensor | None:
+        terms = []
+        for scale in scales:
+            log = F.logsigmoid(scale + self.shift)
+            terms.append((log.exp() * (1 - log)).sum())
+        return self.strength * torch.stack(terms).sum()
+
+    def score_units(self, parameters: Mapping[str, Tensor], slices: Sequence[Slice], units: int) -> Tensor:
+        return norm_scores(parameters, slices, units, torch.sigmoid)
+
+    def adapt(self, model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.affine:
+                module.__class__ = make_receding(type(module))
+                nn.init.normal_(module.weight)
+                module.register_parameter("bias", None)
+
+    def restore(self, model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and isinstance(module, Receding):
+                object.__setattr__(module, "__class__", module.ordinary)
+                module.weight.data = module.weight.data.sigmoid()
+                module.bias = nn.Parameter(torch.zeros_like(module.weight))
+
+    def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
+        return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else {"lr": lr, "weight_decay": weight_decay}
+
+
+class Receding:
+    """Marks a batch norm whose scale is the sigmoid of its weight."""
+
+    ordinary: type[nn.Module]
+
+
+def make_receding(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    """Make the class of such batch norms of one kind."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        average = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        kept = not self.training or self.track_running_stats
+        mean, variance = (self.running_mean, self.running_var) if kept else (None, None)
+        by_batch = self.training or self.running_mean is None
+        return F.batch_norm(x, mean, variance, self.weight.sigmoid(), None, by_batch, average, self.eps)
+
+    return type(f"Receding{kind.__name__}", (Receding, kind), {"forward": forward, "ordinary": kind})

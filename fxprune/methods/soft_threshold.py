@@ -1,0 +1,43 @@
+"""STR: how does every layer learn its own threshold?
+
+Kusupati et al.: Soft Threshold Weight Reparameterization for Learnable Sparsity, ICML 2020.
+
+    q = sign(w) * relu(|w| - sigmoid(a))        with gradients for w and for the layer's a
+
+a starts far below zero, and weight decay on it is what raises the threshold: so decay, start and the length of the
+training say how sparse the model becomes, and there is no target.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fxprune.methods.base import Kind, Method
+
+
+@dataclass(frozen=True)
+class STR(Method):
+    """Soft threshold reparameterization; `start` is the first value of every layer's a."""
+
+    start: float = -8.0
+    granularities: ClassVar[tuple[str, ...]] = ("weight",)
+    learns: ClassVar[bool] = True
+
+    @property
+    def takes_target(self) -> bool:
+        return False
+
+    def find_threshold(self) -> float | None:
+        return 0.0
+
+    def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
+        return torch.full((), self.start, dtype=weight.dtype, device=weight.device)
+
+    def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
+        return weight.sign() * (weight.abs() - variable.sigmoid()).relu()
+
+    def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
+        decays = kind in ("weight", "gate")
+        return {"lr": lr, "weight_decay": weight_decay if decays else 0.0}

@@ -1,0 +1,46 @@
+"""What should an optimizer do to which parameters of a prepared model?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fxprune.errors import FxpruneError
+from fxprune.masks import Masks
+from fxprune.methods.base import Kind
+
+NORMS = (_NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def param_groups(prepared: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Give the parameter groups of a prepared model for any optimizer, with what its method asks for.
+
+    Each parameter is in one group, and each group has `params`, `lr`, `weight_decay` and its `name`: "weight", "norm"
+    (scales and shifts of norms), "bias", or "gate" (what the method learns beside the weights). By default norms and
+    biases do not decay; the methods' docstrings say what else they ask for.
+
+    Raises FxpruneError where the model does not come from `fxprune.prepare`.
+    """
+    masks = getattr(prepared, "fxprune", None)
+    if not isinstance(masks, Masks):
+        raise FxpruneError(f"{type(prepared).__name__} has no masks; give the model that fxprune.prepare returned")
+    kinds: dict[int, Kind] = {}
+    for path, module in prepared.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            kinds.setdefault(id(parameter), find_kind(path, module, name, parameter))
+    groups: dict[Kind, list[nn.Parameter]] = {}
+    for parameter in prepared.parameters():
+        groups.setdefault(kinds[id(parameter)], []).append(parameter)
+    options = {kind: masks.method.options(kind, lr, weight_decay) for kind in groups}
+    return [{"params": params, **options[kind], "name": kind} for kind, params in groups.items()]
+
+
+def find_kind(path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> Kind:
+    """Say of what kind a parameter is."""
+    if path.startswith("fxprune."):
+        return "gate"
+    if isinstance(module, NORMS):
+        return "norm"
+    return "bias" if "bias" in name or parameter.dim() < 2 else "weight"

@@ -1,0 +1,86 @@
+"""How is a model pruned in one go: between two trainings, or without any?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxprune.api import prepare
+from fxprune.errors import FxpruneError, TargetError
+from fxprune.methods.gmp import GMP
+from fxprune.model import PreparedModel
+from fxprune.scheduler import find_masked
+
+
+def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> PreparedModel:
+    """Close in one go what the target says, and return the prepared model.
+
+    A prepared model is pruned in place: between two trainings, for methods that prune in one go (RNI, Network
+    Slimming, UCS), once for each cycle (LRR), or at any time for the others. Any other model stays as it
+    was, and is prepared first, as by `prepare(model, example_inputs, **options)`; the method is `GMP()` unless given.
+
+    Raises what `prepare` raises, and TargetError where the method takes no target.
+    """
+    if not isinstance(model, PreparedModel):
+        options.setdefault("method", GMP())
+        prepared = prepare(model, example_inputs, **options)
+    elif options or example_inputs is not None:
+        raise FxpruneError("a prepared model has its inputs, method and target already; give fxprune.prune that alone")
+    else:
+        prepared = model
+    masks = prepared.fxprune
+    if masks.target is None:
+        raise TargetError(f"{type(masks.method).__name__} has no target, so it cannot prune in one go")
+    masks.calls += 1
+    share = masks.target.share * masks.method.share_of(int(masks.calls), masks.target.share)
+    masks.refresh(find_masked(prepared, masks), share)
+    return prepared
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Any], count: int | None = None) -> None:
+    """Measure the statistics of all batch norms anew, in place, over at most `count` batches of inputs.
+
+    Each batch is a tensor, a tuple or list whose first element is the input, or a dict of keyword inputs. Statistics
+    are plain averages over the batches. Everything but the batch norms runs in eval mode, and every mode is put back.
+
+    Raises FxpruneError where there are no batches.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    seen = 0
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for batch in batches:
+            if seen == count:
+                break
+            run(model, batch, device)
+            seen += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    if norms and not seen:
+        raise FxpruneError("there are no batches to measure statistics on; the model's are reset: give a loader")
+
+
+def run(model: nn.Module, batch: Any, device: torch.device) -> None:
+    if isinstance(batch, dict):
+        model(**{name: move(value, device) for name, value in batch.items()})
+    else:
+        model(move(batch[0] if isinstance(batch, (tuple, list)) else batch, device))
+
+
+def move(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
