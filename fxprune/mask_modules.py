@@ -37,7 +37,8 @@ class WeightMask(nn.Module):
         self.rows = rows
         self.shared = shared
         dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device
-        self.register_buffer("threshold", torch.zeros((), dtype=dtype, device=device))
+        threshold = torch.full((), method.find_threshold() or 0.0, dtype=dtype, device=device)
+        self.register_buffer("threshold", threshold)
         sizes = [size if dim == rows else 1 for dim, size in enumerate(weight.shape)]
         self.register_buffer("factor", torch.ones(sizes, dtype=dtype, device=device) if method.rescales else None)
         gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]

@@ -41,7 +41,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "feather"}, FxpruneError, r"fxprune\.Feather\(\)"),
     ({"method": fxprune.Feather}, FxpruneError, r"fxprune\.Feather\(\)"),
     ({"target": 0.5}, TargetError, r"fxprune\.Sparsity\(0\.5\)"),
-    ({"granularity": "filter"}, TargetError, r"granularity='filter'.*'weight' or 'channel'"),
+    ({"granularity": "filter"}, TargetError, r"granularity='filter'.*'weight', 'stripe' or 'channel'"),
     ({"model": Reserved(3, 3)}, FxpruneError, "attribute `fxprune`"),
     ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, TargetError, "no channel is left to prune"),
     ({"model": nn.ReLU(), "granularity": "weight"}, TargetError, "no weight is left to prune"),

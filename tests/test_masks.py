@@ -289,7 +289,7 @@ def test_parameter_names_are_listed_once() -> None:
 
 
 def test_an_unknown_granularity_is_refused() -> None:
-    with pytest.raises(TargetError, match="'weight' or 'channel'"):
+    with pytest.raises(TargetError, match="'weight', 'stripe' or 'channel'"):
         Masks(Feather(), Sparsity(0.5), "row")  # type: ignore[arg-type]
 
 
