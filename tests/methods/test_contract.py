@@ -224,6 +224,8 @@ def test_weight_decay_on_the_skeleton_is_what_prunes() -> None:
     for decay in (1e-1, 0.0):
         prepared = make(fxprune.FilterSkeleton(alpha=1e-5, delta=0.8), "stripe")
         gates = [mask.variable for mask in prepared.fxprune.weight_masks.values()]
+        for gate in gates:
+            gate.data.fill_(1)
         optimizer = torch.optim.SGD(
             [{"params": gates, "weight_decay": decay}, {"params": [prepared.stem.weight]}], lr=0.1
         )
