@@ -14,7 +14,7 @@ from fxprune.errors import ExactnessError, FxpruneError, TargetError
 from fxprune.masks import GRANULARITIES, Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
-from fxprune.methods.targets import Sparsity
+from fxprune.methods.targets import Sparsity, Target
 from fxprune.model import Inputs, PreparedModel, TracedModel, as_inputs
 from fxprune.passes.analyse import Channels, analyse
 from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
@@ -38,7 +38,7 @@ def prepare(
     example_inputs: Any = None,
     *,
     method: Method | None = None,
-    target: Sparsity | None = None,
+    target: Target | None = None,
     granularity: Granularity = "channel",
     heads: Heads = "whole",
     exclude: Sequence[Pattern] = (),
@@ -56,7 +56,9 @@ def prepare(
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; any other batch or
             image size that the model takes may follow. None makes one from the first layer.
         method: how gates follow from magnitudes; `Feather()` if None.
-        target: how much is masked at the end of the schedule; `Sparsity(0.5)` if None, for methods that take one.
+        target: how much goes by the end of the schedule: `Sparsity(0.9)` is the share of gates that is masked,
+            `Params(remaining=0.5)` and `Macs(remaining=0.5)` what the compact model keeps. `Sparsity(0.5)` if None,
+            for methods that take one.
         granularity: "weight" for one gate per weight, "stripe" for one per filter and kernel position of every
             convolution, "channel" for one per unit of tied channels.
         heads: what of attention is one unit at channel granularity: "whole" heads, or "inner" for the same
@@ -68,7 +70,7 @@ def prepare(
     Raises:
         TraceError: the model cannot be traced, or does not run on the inputs.
         PatternError: a pattern of `exclude` matches nothing.
-        TargetError: nothing is left to prune, or the granularity is unknown.
+        TargetError: nothing is left to prune, the target is out of reach, or the granularity is unknown.
     """
     method = method or Feather()
     check_arguments(model, method, target, granularity, heads)
@@ -227,7 +229,7 @@ def move_inputs(model: nn.Module, inputs: Inputs, floats: bool) -> Inputs:
     return tree_map_only(torch.Tensor, follow, inputs)  # type: ignore[no-any-return]
 
 
-def check_arguments(model: nn.Module, method: Method, target: Sparsity | None, granularity: str, heads: str) -> None:
+def check_arguments(model: nn.Module, method: Method, target: Target | None, granularity: str, heads: str) -> None:
     """Refuse arguments of the wrong kind before any work."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
@@ -238,8 +240,10 @@ def check_arguments(model: nn.Module, method: Method, target: Sparsity | None, g
         raise FxpruneError("the model has an attribute `fxprune`, under which fxprune keeps its state; rename it")
     if not isinstance(method, Method):
         raise FxpruneError(f"method={method!r}: give an instance such as fxprune.Feather() or fxprune.ST3(sigma=True)")
-    if not isinstance(target, Sparsity | None):
-        raise TargetError(f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end")
+    if not isinstance(target, Target | None):
+        raise TargetError(
+            f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end, or Params or Macs"
+        )
     name = type(method).__name__
     if target is not None and not method.takes_target:
         raise TargetError(f"{name} takes no target: how much it closes follows from its own settings; leave target out")

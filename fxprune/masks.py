@@ -15,8 +15,9 @@ from fxprune.errors import TargetError
 from fxprune.mask_modules import Alive, UnitMask, WeightMask
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
-from fxprune.methods.targets import Sparsity
+from fxprune.methods.targets import Target
 from fxprune.methods.threshold import layer_threshold, select_threshold
+from fxprune.methods.unit_costs import UnitCosts
 
 Granularity = Literal["weight", "stripe", "channel"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
@@ -39,11 +40,12 @@ class Masks(nn.Module):
     def __init__(
         self,
         method: Method,
-        target: Sparsity | None,
+        target: Target | None,
         granularity: Granularity,
         *,
         units: int = 0,
         slices: Sequence[Slice] = (),
+        costs: UnitCosts | None = None,
     ) -> None:
         super().__init__()
         if granularity not in GRANULARITIES:
@@ -58,6 +60,7 @@ class Masks(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("gates", torch.ones(units))
+        self.costs = UnitCosts(units, target) if costs is None and units and target is not None else costs
         self.norms: list[tuple[str, str, Tensor]] = []
         self._places = [(place.parameter, place.dim) for place in slices]
         for number, place in enumerate(slices):
@@ -133,10 +136,9 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def refresh(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
-        """Close the share `sparsity` of the weights or units, those of the smallest magnitude, and open the others.
+        """Close the weights or units of the smallest magnitude, `sparsity` of the target's cost, and open the others.
 
-        `parameters` holds, by name, at least `parameter_names`. A sparsity of 0 opens everything. All units of a
-        group may close: it is the conversion that keeps the strongest one.
+        `parameters` holds, by name, at least `parameter_names`. A sparsity of 0 opens everything.
         """
         if self.granularity == "channel":
             self._refresh_units(parameters, sparsity)
@@ -176,12 +178,13 @@ class Masks(nn.Module):
             mask.refresh(parameters[mask.parameter], layer_threshold(threshold, scales[mask.parameter]))
 
     def _refresh_units(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
+        assert self.costs is not None
         scores = self.method.score_units(parameters, self.slices, self.gates.numel())
         if self.method.remembers:
             scores = scores * (self.gates > 0)  # what was closed comes first
-        threshold = select_threshold({"unit scores": scores}, sparsity)
-        self.threshold.copy_(threshold)
-        gates = self.method.gate(scores, threshold)
+        choice = self.costs.choose(scores, sparsity)
+        self.threshold.copy_(choice.threshold)
+        gates = self.method.gate(choice.magnitudes, choice.thresholds)
         self.set_gates(gates * (self.gates > 0) if self.method.remembers else gates)
         if self.method.rescales:
             for mask in self._unit_masks():

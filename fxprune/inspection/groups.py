@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.inspection.report import Group, Place, Tie
-from fxprune.model import TracedModel, find_tensor
+from fxprune.model import TracedModel
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.find_pins import rows_of
 from fxprune.passes.insert_masks import find_maskable, find_muted, number_units
 from fxprune.passes.living import can_live
+from fxprune.passes.measure_costs import is_parametrized_away, list_parameters
 from fxprune.shadow.ids import PINNED
 
 EXCLUDED = "excluded"
@@ -121,20 +122,6 @@ def find_role(channels: Channels, name: str, dim: int) -> str:
     """What a dimension of a parameter is."""
     rows = channels.weights.get(name)
     return "scale" if rows is None else "rows" if dim == rows else "columns"
-
-
-def is_parametrized_away(name: str) -> bool:
-    """Whether a parameter only serves to compute another one, which is listed in its place."""
-    return ".parametrizations." in f".{name}"
-
-
-def list_parameters(model: nn.Module, channels: Channels) -> dict[str, torch.Size]:
-    """The shapes of the parameters, shared ones once; a parametrized one counts as what is computed of it."""
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    traced = {name: shadow.shape for name, shadow in channels.parameters.items() if name not in buffers}
-    known = {id(find_tensor(model, name)) for name in traced}
-    rest = {name: parameter.shape for name, parameter in model.named_parameters() if id(parameter) not in known}
-    return {name: torch.Size(shape) for name, shape in (traced | rest).items() if not is_parametrized_away(name)}
 
 
 def describe_groups(

@@ -44,7 +44,7 @@ def inspect(model: nn.Module, inputs: Any = None, exclude: Sequence[Pattern] = (
     traced = trace_regions(model, examples)
     decompose(traced)
     channels = analyse(traced, constants=False)
-    macs = count_macs(traced)
+    macs = count_macs(traced, channels)
     grouping = find_groups(traced, channels, excluded)
     rows, prunable_rows = count_rows(channels, grouping.prunable)
     return Inspection(

@@ -13,12 +13,14 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.guards import check_failure
 from fxprune.passes.living import can_live
-from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Reader, spread_positions
+from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
+from fxprune.shadow.products import note_product
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
 
@@ -58,6 +60,7 @@ class Channels:
     weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
     readers: list[Reader]
     mixes: list[Mix]
+    products: list[Product]
     used: set[str]  # weights of contractions that something else uses, too
     pins: dict[Pin, Tensor]
     ties: list[tuple[fx.Node | None, Tensor]]  # what united ids: the node, and the ids at both ends, [2, n]
@@ -129,6 +132,7 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
         table.weights,
         table.readers,
         table.mixes,
+        table.products,
         table.used,
         pins,
         list(zip(table.tied_by, table.edges, strict=True)),
@@ -197,6 +201,7 @@ class ShadowRun:
             self.called = True
         random = torch.Tag.nondeterministic_seeded in call.op.tags or "empty" in call.op.overloadpacket.__name__
         call.made = not random and all(t.made is not None for t in call.tensors)
+        note_product(self.table, call)
         if not call.tensors:
             call.sized = self.sized
             return [(self.table.fresh(out.shape), None) for out in call.outputs]
@@ -351,7 +356,10 @@ class ShadowRun:
         """Run a module that hides several layers for its shapes alone, and pin what it reads."""
         state = {name: t.to("meta") for name, t in [*module.named_parameters(), *module.named_buffers()]}
         shapes = tree_map(lambda t: t.held.to("meta") if is_shadow(t) else t, (args, kwargs))
-        result = functional_call(module, state, *shapes)
+        with FlopCounterMode(display=False) as counter:
+            result = functional_call(module, state, *shapes)
+        assert self.table.node is not None
+        self.table.products.append(Product(self.table.node, counter.get_total_flops() // 2, None, ()))
         for leaf in filter(is_shadow, [*map(self.mode.wrap, module.parameters()), *tree_leaves((args, kwargs))]):
             self.table.pin(leaf.ids, f"{type(module).__name__} is one step that hides several layers")
         return tree_map_only(Tensor, ShadowTensor, result)

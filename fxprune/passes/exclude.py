@@ -13,8 +13,8 @@ Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A module's name or a glob over names, a type of module, or a predicate of name and module."""
 
 
-def find_excluded(model: nn.Module, patterns: Sequence[Pattern]) -> set[str]:
-    """Return the names of all parameters inside the modules that the patterns match.
+def find_excluded(model: nn.Module, patterns: Sequence[Pattern], option: str = "exclude") -> set[str]:
+    """Return the names of all parameters inside the modules that the patterns match; `option` is where they stand.
 
     Raises:
         PatternError: a pattern matches nothing, or is no name, type or predicate.
@@ -29,7 +29,7 @@ def find_excluded(model: nn.Module, patterns: Sequence[Pattern]) -> set[str]:
         named = {n for n, _ in all_parameters(model) if isinstance(pattern, str) and fnmatch.fnmatchcase(n, pattern)}
         if not owners and not named:
             known = ", ".join([n for n, _ in model.named_modules() if n][:5])
-            raise PatternError(f"exclude={pattern!r} matches no module or parameter; names look like {known}, ...")
+            raise PatternError(f"{option}={pattern!r} matches no module or parameter; names look like {known}, ...")
         prefixes = tuple(f"{owner}." if owner else "" for owner in owners)
         excluded.update(name for name, _ in all_parameters(model) if name in named or name.startswith(prefixes))
     tensors = {id(parameter) for name, parameter in all_parameters(model) if name in excluded}

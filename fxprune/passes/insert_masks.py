@@ -19,12 +19,13 @@ from fxprune.mask_modules import UnitMask
 from fxprune.masks import Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
-from fxprune.methods.targets import Sparsity
+from fxprune.methods.targets import Target
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
 from fxprune.passes.fences import find_fences, insert_fence
 from fxprune.passes.find_pins import find_pins
 from fxprune.passes.living import can_live, use_living
+from fxprune.passes.measure_costs import measure_unit_costs
 from fxprune.shadow.ids import PINNED
 
 
@@ -41,13 +42,19 @@ class Muted:
 
 
 def insert_weight_masks(
-    model: TracedModel, channels: Channels, method: Method, target: Sparsity | None, excluded: set[str],
+    model: TracedModel, channels: Channels, method: Method, target: Target | None, excluded: set[str],
     granularity: Granularity = "weight",
 ) -> PreparedModel:  # fmt: skip
     """Give every weight of a convolution or linear layer a mask of its own, but the excluded ones.
 
     At stripe granularity those are the convolutions, and a gate holds for all input channels of a position.
     """
+    if target is not None and (
+        target.cost != "gates" or target.align > 1 or target.scope == "layer" or target.overrides
+    ):
+        raise TargetError(
+            "weights and stripes are pruned to a global share, as Sparsity(0.9); the rest is for channels"
+        )
     masks = Masks(method, target, granularity)
     shared = find_called_parameters(model)
     for name, rows in channels.weights.items():
@@ -70,7 +77,7 @@ def insert_weight_masks(
 
 
 def insert_unit_masks(
-    model: TracedModel, channels: Channels, method: Method, target: Sparsity | None, excluded: set[str]
+    model: TracedModel, channels: Channels, method: Method, target: Target | None, excluded: set[str]
 ) -> PreparedModel:  # fmt: skip
     """Give every prunable unit a gate, on the columns of all contractions that read it."""
     numbers = number_units(model, channels, excluded, find_norm_scales(model) if method.scored_by == "norms" else None)
@@ -86,7 +93,8 @@ def insert_unit_masks(
     if method.scored_by == "norms":
         scales = find_norm_scales(model)
         slices = [place for place in slices if place.parameter in scales]
-    masks = Masks(method, target, "channel", units=count, slices=slices)
+    costs = measure_unit_costs(model, channels, numbers, target) if target is not None else None
+    masks = Masks(method, target, "channel", units=count, slices=slices, costs=costs)
     maskable = find_maskable(model, channels)
     masked: dict[str, UnitMask] = {}
     for reader in channels.readers:

@@ -54,6 +54,24 @@ class Mix:
     ids: Tensor  # [channels]; [channels, 1] or [1, channels] where each stands for several positions
 
 
+class Side(NamedTuple):
+    """One dimension of an operand: the ids of the operand, the dimension, and its size."""
+
+    ids: Ids
+    dim: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """The multiply-accumulates of one op, for the whole batch: `macs`, in proportion to the length of each side."""
+
+    node: fx.Node
+    macs: int
+    source: str | None  # the parameter that is one of the factors
+    sides: tuple[Side, ...]
+
+
 @dataclass
 class IdTable:
     """The ids that one analysis hands out, and what it learns of them."""
@@ -65,6 +83,7 @@ class IdTable:
     rectangles: list[Tensor] = field(default_factory=list)  # ids that vary along several dimensions where computed
     readers: list[Reader] = field(default_factory=list)
     mixes: list[Mix] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     parameters: dict[str, Ids] = field(default_factory=dict)  # the ids of what the graphs get by name
     used: set[str] = field(default_factory=set)  # weights of contractions that something else uses, too
     weights: dict[str, int] = field(default_factory=dict)  # weights of contractions, and the dimension of their rows

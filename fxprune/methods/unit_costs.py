@@ -1,0 +1,245 @@
+"""What do the open units cost together, and which close so that the whole meets a target?
+
+A *side* is a dimension along which units stand, of a parameter or of an operand. Its length is a linear function of how
+many units of each group are open, and the cost a sum of products of lengths:
+
+    length_s = base_s + sum over groups g of m_sg open_g,      cost = sum over terms t of c_t prod over s in t length_s
+
+A *group* is the set of units that stand at the same places, equally often, so its units cost alike. All is in whole
+numbers, hence exact; and all but the order of the scores is known in advance, hence fast: the units close block by
+block in the order of their scores, and how many blocks close is found by a search over the rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError
+from fxprune.methods.targets import Target, count_closed
+
+_WAYS = 32  # ranks that are tried at a time
+
+
+class Term(NamedTuple):
+    """One summand of a cost: a factor, times the lengths of some sides, each the number of the unit at every index."""
+
+    factor: int
+    sides: tuple[Tensor, ...]
+
+
+class Choice(NamedTuple):
+    """Which units are open: those whose magnitude is above their threshold."""
+
+    magnitudes: Tensor  # [units], the scores, but for ties at the threshold
+    thresholds: Tensor  # [units]
+    threshold: Tensor  # 0-dim, the score of the last that closed
+
+
+class UnitCosts(nn.Module):
+    """The cost of a model as a function of which units are open, and which close for a target.
+
+    `places` are the dimensions of parameters where the units live: the number of the unit at each index, -1 where
+    there is none. `total` is the cost of the dense model; `own` are the shares of units with an override, [units],
+    NaN for the others. Without `terms` every unit costs 1, and without `places` all units are one group.
+    """
+
+    group: Tensor  # [units]
+    size: Tensor  # [groups]
+    asked: Tensor  # [groups], how many units an override closes at the end; -1 without
+    quantum: Tensor  # [groups], how many units close at a time
+    group_ranked: Tensor  # [units], the group of each unit where they are sorted by group
+    position: Tensor  # [units], and its position there within the group
+    end: Tensor  # [blocks], the last unit of each block that may close, where they are sorted by group
+    end_group: Tensor  # [blocks]
+    end_closed: Tensor  # [blocks], how many units of its group are closed with it
+    first_end: Tensor  # [groups], the number of its first block
+    first_block: Tensor  # [groups], how many units that has: the odd ones go first
+    base: Tensor  # [lengths], indexes that never close; the last length is 1
+    pair_side: Tensor  # [pairs of a length and a group]
+    pair_group: Tensor
+    pair_indexes: Tensor  # how many indexes a unit of the group has there
+    term_factor: Tensor  # [terms]
+    term_sides: Tensor  # [terms, most sides], filled up with the length 1
+
+    def __init__(
+        self,
+        units: int,
+        target: Target,
+        places: Sequence[Tensor] = (),
+        terms: Sequence[Term] = (),
+        total: int | None = None,
+        own: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        every = torch.arange(units)
+        places, terms = list(places) or [every], list(terms) or [Term(1, (every,))]
+        self._keep("group", group_units(units, [*places, *(side for term in terms for side in term.sides)]))
+        self._keep("size", torch.bincount(self.group))
+        self._keep_blocks(places)
+        self._keep_terms(terms)
+        shares = torch.full((len(self.size),), math.nan, dtype=torch.float64)
+        if own is not None:
+            shares[self.group] = own.double()  # all units of a group have the same
+        counts = zip(self.size.tolist(), shares.tolist(), strict=True)
+        self._keep("asked", torch.tensor([-1 if math.isnan(s) else count_closed(n, s) for n, s in counts]))
+        self.total = int(self.cost(self.size)) if total is None else total
+
+    def cost(self, open_units: Tensor) -> Tensor:
+        """Give the cost, int64 [...], of so many open units of each group, int64 [..., groups]."""
+        lengths = self.base.expand(*open_units.shape[:-1], -1).clone()
+        lengths.index_add_(-1, self.pair_side, self.pair_indexes * open_units[..., self.pair_group])
+        return (lengths[..., self.term_sides].prod(-1) * self.term_factor).sum(-1)
+
+    def limit(self, share: float) -> int:
+        """Give the most that may be left where `share` of the dense model's cost is to go."""
+        return self.total - count_closed(self.total, share)
+
+    def most_closed(self) -> Tensor:
+        """Give how many units of each group may close, [groups]."""
+        may = torch.where(self.asked < 0, self.size, self.asked)[self.end_group]
+        closed = torch.where(self.end_closed <= may, self.end_closed, 0)
+        return torch.zeros_like(self.size).scatter_reduce(0, self.end_group, closed, "amax")
+
+    def choose(self, scores: Tensor, share: float) -> Choice:
+        """Close the units of the lowest scores, [units], so that `share` of the cost goes: no more than it takes.
+
+        Equal scores close in the order of the groups. Raises FxpruneError for scores that are NaN or infinite.
+        """
+        bad = int((~scores.isfinite()).sum())
+        if bad:
+            raise FxpruneError(
+                f"unit scores: {bad} of {len(scores)} are NaN or infinite, so no threshold exists; "
+                "lower the learning rate or clip the gradients"
+            )
+        if share <= 0:
+            return Choice(scores, torch.zeros_like(scores), scores.new_zeros(()))
+        by_score = scores.argsort(stable=True)
+        order = by_score[self.group[by_score].argsort(stable=True)]
+        ranked = scores[order]  # by group, then by score
+        keys = self._order_blocks(ranked, share / self.target.share)
+        sequence = keys.argsort(stable=True)
+        rank = torch.empty_like(sequence).scatter_(0, sequence, torch.arange(len(keys), device=keys.device))
+        closed = self._count_closed(rank, self._search(rank, keys, self.limit(share)))
+        magnitudes, thresholds, threshold = self._separate(ranked, closed)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return Choice(magnitudes[back], thresholds[back], threshold)
+
+    def _order_blocks(self, ranked: Tensor, ramp: float) -> Tensor:
+        """Give the key by which blocks close: their highest score, or in each layer the share that is closed then.
+
+        Those that an override closes, now at `ramp`, come first (-inf), and those that it leaves open never (inf).
+        """
+        by_layer = self.target.scope == "layer"
+        keys = self.end_closed.double() / self.size[self.end_group] if by_layer else ranked[self.end]
+        asked = self.asked[self.end_group]
+        within = self.end_closed <= (asked * ramp).ceil()
+        return torch.where(asked < 0, keys, torch.where(within, -math.inf, math.inf))
+
+    def _search(self, rank: Tensor, keys: Tensor, limit: int) -> Tensor:
+        """Find how many blocks have to close for the cost to be within the limit; a GPU is not waited for."""
+        low, high = (keys == -math.inf).sum(), (keys < math.inf).sum()
+        ways = torch.arange(_WAYS + 1, device=keys.device)
+        tried = 1
+        while tried <= len(keys):
+            points = low + (high - low) * ways // _WAYS
+            above = (self.cost(self.size - self._count_closed(rank, points[:, None])) > limit).sum()
+            high = points[above.clamp_max(_WAYS)]  # the first that is within the limit, or the last
+            low = torch.where(above > 0, points[(above - 1).clamp_min(0)] + 1, low).minimum(high)
+            tried *= _WAYS
+        return high
+
+    def _count_closed(self, rank: Tensor, blocks: Tensor) -> Tensor:
+        """Give how many units of each group are closed after so many blocks, [..., 1] or 0-dim: [..., groups]."""
+        stride = len(rank) + 1
+        groups = torch.arange(len(self.size), device=rank.device)
+        count = torch.searchsorted(self.end_group * stride + rank, groups * stride + blocks) - self.first_end
+        return torch.where(count > 0, self.first_block + (count - 1) * self.quantum, 0)
+
+    def _separate(self, ranked: Tensor, closed: Tensor) -> Choice:
+        """Give thresholds that close so many units of each group.
+
+        It is the same one wherever that does; elsewhere the strongest score that is closed in the group. Open units
+        with just this score are moved above it.
+        """
+        begin = self.size.cumsum(0) - self.size
+        highest = torch.where(closed > 0, ranked[(begin + closed - 1).clamp_min(0)], 0)
+        lowest = torch.where(closed < self.size, ranked[(begin + closed).clamp_max(len(ranked) - 1)], math.inf)
+        common = torch.where(self.asked < 0, highest, 0).amax()
+        alike = (self.asked < 0) & (lowest > common) & (self.target.scope == "global")
+        thresholds = torch.where(alike, common, highest)
+        thresholds = torch.where(closed > 0, thresholds.clamp_min(torch.finfo(ranked.dtype).tiny), thresholds)
+        thresholds = thresholds[self.group_ranked]
+        above = torch.nextafter(thresholds, torch.full_like(thresholds, math.inf))
+        is_open = self.position >= closed[self.group_ranked]
+        return Choice(torch.where(is_open, ranked.maximum(above), ranked), thresholds, common)
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def _keep_blocks(self, places: Sequence[Tensor]) -> None:
+        """Note where blocks end: what is left is a multiple of `align` indexes, and no less than `least` units."""
+        groups = len(self.size)
+        place, number = flatten_places(places)
+        pairs, counts = torch.unique(place * groups + self.group[number], return_counts=True)
+        narrowest = torch.full((groups,), torch.iinfo(torch.int64).max)
+        narrowest.scatter_reduce_(0, pairs % groups, counts // self.size[pairs % groups], "amin")
+        align = torch.full_like(narrowest, self.target.align)
+        self._keep("quantum", align // torch.gcd(align, narrowest))
+        group = self.group.sort().values
+        position = torch.arange(len(group)) - (self.size.cumsum(0) - self.size)[group]
+        left = self.size[group] - position - 1
+        self._keep("group_ranked", group)
+        self._keep("position", position)
+        self._keep("end", ((left % self.quantum[group] == 0) & (left >= self.target.least)).nonzero().flatten())
+        self._keep("end_group", group[self.end])
+        self._keep("end_closed", position[self.end] + 1)
+        ends = torch.bincount(self.end_group, minlength=groups)
+        self._keep("first_end", ends.cumsum(0) - ends)
+        odd = self.size % self.quantum
+        self._keep("first_block", torch.where(odd == 0, self.quantum, odd))
+
+    def _keep_terms(self, terms: Sequence[Term]) -> None:
+        """Note the lengths that the terms are made of, and what they are made of themselves."""
+        groups = len(self.size)
+        sides = [side for term in terms for side in term.sides]
+        side, number = flatten_places(sides)
+        pairs, counts = torch.unique(side * groups + self.group[number], return_counts=True)
+        self._keep("base", torch.tensor([int((index < 0).sum()) for index in sides] + [1]))
+        self._keep("pair_side", pairs // groups)
+        self._keep("pair_group", pairs % groups)
+        self._keep("pair_indexes", counts // self.size[pairs % groups])
+        most = max(len(term.sides) for term in terms)
+        rows = torch.full((len(terms), most), len(sides))
+        filled = torch.tensor([[n < len(term.sides) for n in range(most)] for term in terms], dtype=torch.bool)
+        rows[filled.view(rows.shape)] = torch.arange(len(sides))
+        self._keep("term_sides", rows)
+        self._keep("term_factor", torch.tensor([term.factor for term in terms]))
+
+
+def group_units(units: int, places: Sequence[Tensor]) -> Tensor:
+    """Number the groups from 0, and give that of each unit, [units].
+
+    What a unit's places have in common is a sum of random 64-bit numbers, one for each index, that two different sets
+    hardly ever share.
+    """
+    draw = torch.Generator().manual_seed(0)
+    signs = torch.randint(-(2**62), 2**62, (len(places),), generator=draw)
+    place, number = flatten_places(places)
+    sums = torch.zeros(units, dtype=torch.int64).index_add(0, number, signs[place])
+    _, alike = torch.unique(sums, return_inverse=True)
+    first = torch.full((int(alike.max()) + 1,), units).scatter_reduce(0, alike, torch.arange(units), "amin")
+    groups: Tensor = first.argsort().argsort()[alike]  # in the order of their first units
+    return groups
+
+
+def flatten_places(places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """List the units of all places, one after another: the number of the place, and that of the unit."""
+    number = torch.cat([torch.zeros(0, dtype=torch.int64), *places])
+    place = torch.repeat_interleave(torch.tensor([len(p) for p in places], dtype=torch.int64))
+    return place[number >= 0], number[number >= 0]
