@@ -20,6 +20,7 @@ from fxprune.prune import prune, recalibrate
 from fxprune.saving.load import load
 from fxprune.saving.save import save
 from fxprune.scheduler import Scheduler
+from fxprune.stripes.lower import lower_stripes
 
 __all__ = [
     "GMP",
@@ -42,6 +43,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "lower_stripes",
     "param_groups",
     "penalty",
     "prepare",

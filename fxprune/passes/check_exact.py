@@ -73,6 +73,15 @@ def check_module(
     )
 
 
+def is_rounding(source: TracedModel, other: TracedModel, path: str, inputs: Inputs) -> bool:
+    """Whether two models without masks, compared in double precision, differ by no more than rounding explains."""
+    doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+    with double_by_default():
+        exact, changed = as_double(source), as_double(other)
+        error = compare(exact.get_submodule(path), changed.get_submodule(path), doubled)
+        return error <= DOUBLE or error <= MOST_ROUNDINGS * measure_rounding(exact, path, doubled)
+
+
 def as_double(model: TracedModel) -> TracedModel:
     """Copy a model into double precision, with the casts to lower ones that its code holds."""
     copied = copy.deepcopy(model).to(torch.float64)

@@ -1,0 +1,1 @@
+"""Stripes: kernels that lost positions, as smaller dense convolutions."""
