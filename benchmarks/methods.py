@@ -50,8 +50,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 TEXT = """\
 # Every method, the same training
 
-{settings}. Each run has {epochs} epochs in all, whatever its phases; seeds {seeds}, of which the mean and the standard
-deviation are given. {runs} runs took {hours:.1f} hours together, on torch {torch}.
+{settings}. Each run has {epochs} epochs in all, whatever its phases (LRR at least one a cycle); seeds {seeds}, of which
+the mean and the standard deviation are given. {runs} runs took {hours:.1f} hours together, on torch {torch}.
 
 Accuracy is the final model's on all test images, after the last epoch. The columns beside it are taken right before and
 right after conversion, and "same class" counts the test images to which both models give the same class, by the seed
@@ -77,7 +77,8 @@ class Case(NamedTuple):
         """Give the options that make `examples/train.py` train this row, for so many epochs in all."""
         if self.method == "dense":
             return ["--method", "none", "--epochs", str(epochs)]
-        target = "none" if self.share is None else f"Sparsity({self.share})"
+        uniform = ", scope='layer'" if self.method.startswith("UCS") else ""
+        target = "none" if self.share is None else f"Sparsity({self.share}{uniform})"
         options = ["--method", self.method, "--granularity", self.granularity, "--target", target]
         first, prunings, later = self._split(epochs)
         options += ["--epochs", str(first), "--prunings", str(prunings), "--tune-epochs", str(later)]
