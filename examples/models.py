@@ -75,6 +75,10 @@ def make_stage(blocks: int, inputs: int, outputs: int, shortcut: Shortcut) -> nn
     return nn.Sequential(*(Block(outputs if number else inputs, outputs, shortcut) for number in range(blocks)))
 
 
+def resnet8(width: int = 16, shortcut: Shortcut = "projection", head_bias: bool = True, *, classes: int) -> nn.Module:
+    return ResNet(1, classes, width, shortcut, head_bias)  # of no paper here: for quick trials
+
+
 def resnet20(width: int = 16, shortcut: Shortcut = "projection", head_bias: bool = True, *, classes: int) -> nn.Module:
     return ResNet(3, classes, width, shortcut, head_bias)
 
@@ -149,7 +153,7 @@ def densenet40_24(depth: int = 40, growth: int = 24, *, classes: int) -> nn.Modu
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    builder.__name__: builder for builder in (resnet20, resnet32, resnet56, vgg16, mobilenet_v1, densenet40_24)
+    builder.__name__: builder for builder in (resnet8, resnet20, resnet32, resnet56, vgg16, mobilenet_v1, densenet40_24)
 }
 
 

@@ -40,7 +40,7 @@ def test_a_network_takes_small_images_of_any_size(name: str, size: int) -> None:
 
 def test_other_names_are_those_of_torchvision() -> None:
     assert build_model(read_call("squeezenet1_1(dropout=0.1)"), 7).classifier[0].p == 0.1
-    with pytest.raises(SystemExit, match="resnet21: give one of resnet20, resnet32"):
+    with pytest.raises(SystemExit, match="resnet21: give one of resnet8, resnet20"):
         build_model(read_call("resnet21"), 7)
 
 

@@ -21,7 +21,7 @@ from train import find_rate, make_model, make_optimizer, prepare_model
 def test_a_recipe_trains(name: str) -> None:
     recipe = RECIPES[name]
     shortcut = "padding" if "padding" in recipe.model else "projection"
-    small = replace(recipe, model=f"resnet20(width=4, shortcut='{shortcut}')")
+    small = replace(recipe, model=f"resnet8(width=4, shortcut='{shortcut}')")
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
     model = prepare_model(make_model(small, 4), images, small)
     optimizer = make_optimizer(model, small)
