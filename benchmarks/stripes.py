@@ -75,10 +75,7 @@ def measure(name: str, masks: str, reduction: float, options: argparse.Namespace
 def mask_layer(layer: nn.Conv2d, masks: str, reduction: float) -> None:
     """Set stripes of a layer of 3 x 3 kernels to zero, so that this share of its multiply-accumulates could go."""
     filters = layer.out_channels
-    if masks == "free":
-        kept = torch.rand(filters, 3, 3) >= reduction
-    else:
-        kept = draw_rectangles(filters, reduction)
+    kept = torch.rand(filters, 3, 3) >= reduction if masks == "free" else draw_rectangles(filters, reduction)
     layer.weight.mul_(kept[:, None])
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.guards import check_failure
+from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
 from fxprune.shadow.products import note_product
@@ -415,19 +416,6 @@ def freeze(value: Any) -> Any:
 
 def freeze_tensor(t: ShadowTensor) -> Shadow:
     return Shadow(tuple(t.shape), t.ids, t.constant, t.made, None if t.is_real else t.held)
-
-
-def find_literals(tree: Any) -> Iterator[int]:
-    """Go through the whole numbers among arguments, in order, inside slices too."""
-    if type(tree) is int:
-        yield tree
-    elif isinstance(tree, slice):
-        yield from find_literals((tree.start, tree.stop, tree.step))
-    elif isinstance(tree, dict):
-        yield from find_literals(tuple(tree.values()))
-    elif isinstance(tree, (tuple, list)):
-        for leaf in tree:
-            yield from find_literals(leaf)
 
 
 def find_last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError
 from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
-from fxprune.passes.analyse import (
-    Channels,
-    Shadow,
-    ShadowRun,
-    bind_shadows,
-    find_literals,
-    find_written,
-    freeze,
-    run_code,
-)
+from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
 from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.guards import check_guard
+from fxprune.passes.literals import Arithmetic, find_literals, replace_literals
+from fxprune.passes.moved_elements import find_selection, is_table, number, step
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
 
@@ -41,13 +33,6 @@ RAGGED = object()
 
 
 ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
-
-
-class Arithmetic(NamedTuple):
-    """A number that a node computes, with what it computes it from."""
-
-    node: fx.Node
-    args: tuple[Any, ...]
 
 
 class CannotMend(FxpruneError):
@@ -442,57 +427,6 @@ class Mender:
         return made
 
 
-def is_table(t: Any) -> bool:
-    """Whether a tensor is a table of indexes or a mask, made without an input of the model."""
-    return isinstance(t, ShadowTensor) and t.is_real and not t.is_floating_point()
-
-
 def is_strided(t: Any) -> bool:
     """Whether a tensor does not lie in memory in the order of its indexes."""
     return isinstance(t, Tensor) and not t.is_contiguous()
-
-
-def find_selection(have: list[Tensor], wanted: Tensor, dim: int) -> Tensor | None:
-    """Find the index along `dim` that takes `wanted` out of the joined tensors, -1 for zeros; None if there is none."""
-    shapes = [list(t.shape) for t in (*have, wanted)]
-    for shape in shapes:
-        shape[dim] = 1
-    if any(shape != shapes[-1] for shape in shapes) or not wanted.numel():
-        return None
-    joined = torch.cat(have, dim)
-    first = (slice(0, 1),) * dim + (slice(None),) + (slice(0, 1),) * (wanted.dim() - dim - 1)
-    line, goal = joined[first].flatten().contiguous(), wanted[first].flatten().contiguous()
-    order = line.argsort()
-    place = torch.searchsorted(line[order], goal).clamp(max=len(line) - 1)
-    index = torch.where(line[order][place] == goal, order[place], -1)
-    if not (index >= 0).any() or not bool(((index >= 0) | (goal == 0)).all()):
-        return None
-    padded = F.pad(joined, [0, 0] * (wanted.dim() - 1 - dim) + [0, 1])
-    taken = padded.index_select(dim, torch.where(index < 0, joined.size(dim), index))
-    return index if torch.equal(taken, wanted) else None
-
-
-def step(node: fx.Node, tensors: dict[fx.Node, Any], others: dict[fx.Node, Any], model: nn.Module) -> Any:
-    """Run one node on plain tensors; what is no tensor is taken as another run left it."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tensors[n] if n in tensors else others[n])
-    return run_code(node, args, kwargs, model)
-
-
-def number(shape: tuple[int, ...], start: int) -> Tensor:
-    """Number the elements of a tensor, from 1 + start."""
-    return torch.arange(start + 1, start + 1 + torch.Size(shape).numel()).view(shape)
-
-
-def replace_literals(tree: Any, numbers: Iterator[int]) -> Any:
-    """Put other whole numbers in the order of `find_literals`."""
-    if type(tree) is int:
-        return next(numbers)
-    if isinstance(tree, slice):
-        return slice(*(replace_literals(part, numbers) for part in (tree.start, tree.stop, tree.step)))
-    if isinstance(tree, dict):
-        return {key: replace_literals(leaf, numbers) for key, leaf in tree.items()}
-    if isinstance(tree, Arithmetic):
-        return Arithmetic(tree.node, replace_literals(tree.args, numbers))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(replace_literals(leaf, numbers) for leaf in tree)
-    return tree
