@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
@@ -75,6 +75,8 @@ def prepare(
     method = method or Feather()
     check_arguments(model, method, target, granularity, heads)
     target = target or (Sparsity(0.5) if method.takes_target else None)
+    if target is not None and method.uniform:
+        target = replace(target, scope="layer")
     excluded = find_excluded(model, exclude)
     inputs = guess_inputs(model) if example_inputs is None else as_inputs(example_inputs)
     traced = trace_regions(model, inputs, check)

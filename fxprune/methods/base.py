@@ -30,6 +30,7 @@ class Method:
     learns: ClassVar[bool] = False  # whether masks have a variable of their own, that the optimizer trains
     one_shot: ClassVar[bool] = False  # whether it prunes when `fxprune.prune` is called, not step by step
     scored_by: ClassVar[Literal["all", "norms"]] = "all"  # what scores units: all that holds them, or norms' scales
+    uniform: ClassVar[bool] = False  # whether every layer loses the same share, whatever the target's scope
     mutes_norms: ClassVar[bool] = False  # whether scale and shift of the norm behind a dead filter are zeroed
 
     @property

@@ -52,6 +52,7 @@ class UCS(NetworkSlimming):
     """Uniform channel scaling: the same share of every layer, by |gamma|."""
 
     strength: float = 0.0
+    uniform: ClassVar[bool] = True
 
     def penalty(self, scales: Iterable[Tensor]) -> Tensor | None:
         return None

@@ -297,3 +297,10 @@ def test_what_does_not_fit_together_is_refused_in_a_sentence() -> None:
         fxprune.prune(prepared)
     with pytest.raises(FxpruneError, match="alone"):
         fxprune.prune(make(fxprune.UCS(), "channel"), target=fxprune.Sparsity(0.2))
+
+
+def test_uniform_scaling_closes_the_same_share_of_every_layer() -> None:
+    prepared = fxprune.prune(make(fxprune.UCS(), "channel"))
+    for place in prepared.fxprune.slices:
+        gates = prepared.fxprune.gates[place.index]
+        assert float((gates == 0).double().mean()) == pytest.approx(SHARE, abs=1 / len(gates))
