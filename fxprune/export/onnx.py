@@ -23,6 +23,7 @@ from fxprune.export.graph_constants import get_input, read_constant
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
 from fxprune.export.ort_cpu import OrtCpu
 from fxprune.export.runtime import Session
+from fxprune.export.slice_splits import slice_splits
 from fxprune.export.verify import Verification, compare
 
 OPSET = 18
@@ -197,6 +198,7 @@ def _simplify(graph: ir.Model) -> Folding:
         value.name = str(value.name).removeprefix("model.")  # as in the model's state dict
     with _silence():
         optimizer.inline(graph)
+        slice_splits(graph)
         optimizer.fold_constants(graph, should_fold=_is_rearranged_constant)
     _drop_wrong_biases(graph)
     folding = fold_batchnorm(graph)
