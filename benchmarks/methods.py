@@ -77,8 +77,7 @@ class Case(NamedTuple):
         """Give the options that make `examples/train.py` train this row, for so many epochs in all."""
         if self.method == "dense":
             return ["--method", "none", "--epochs", str(epochs)]
-        uniform = ", scope='layer'" if self.method.startswith("UCS") else ""
-        target = "none" if self.share is None else f"Sparsity({self.share}{uniform})"
+        target = "none" if self.share is None else f"Sparsity({self.share})"
         options = ["--method", self.method, "--granularity", self.granularity, "--target", target]
         first, prunings, later = self._split(epochs)
         options += ["--epochs", str(first), "--prunings", str(prunings), "--tune-epochs", str(later)]

@@ -86,7 +86,7 @@ RNI = replace(
     tune_epochs=160,
     tune_compact=True,
 )
-UCS = replace(RNI, method="UCS()", target="Sparsity(0.5, least=3, scope='layer')")
+UCS = replace(RNI, method="UCS()")
 INNER = ("linear",)  # padded shortcuts tie all streams to the last layer: what is left are the blocks' inner channels
 
 # Feather, BMVC 2023: the authors' code for CIFAR-100, of which the paper's three networks are --model.
