@@ -31,6 +31,7 @@ from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
 
 Heads = Literal["whole", "inner"]
+Shapes = Literal["free", "rectangles"]
 
 
 def prepare(
@@ -41,6 +42,7 @@ def prepare(
     target: Target | None = None,
     granularity: Granularity = "channel",
     heads: Heads = "whole",
+    shapes: Shapes = "free",
     exclude: Sequence[Pattern] = (),
     check: bool = True,
 ) -> PreparedModel:
@@ -63,6 +65,8 @@ def prepare(
             convolution, "channel" for one per unit of tied channels.
         heads: what of attention is one unit at channel granularity: "whole" heads, or "inner" for the same
             channel of every head (the number of heads stays).
+        shapes: at stripe granularity, whether a filter's stripes are "free" or "rectangles" of its kernel, few shapes a
+            layer, so that what training prunes is fast: see `lower_stripes`.
         exclude: layers to leave as they are: names, globs over names, types of modules, or predicates
             of (name, module). The model's inputs and outputs are left as they are anyway.
         check: run the model's own code beside the graph that was made of it, and compare.
@@ -73,7 +77,7 @@ def prepare(
         TargetError: nothing is left to prune, the target is out of reach, or the granularity is unknown.
     """
     method = method or Feather()
-    check_arguments(model, method, target, granularity, heads)
+    check_arguments(model, method, target, granularity, heads, shapes)
     target = target or (Sparsity(0.5) if method.takes_target else None)
     if target is not None and method.uniform:
         target = replace(target, scope="layer")
@@ -86,7 +90,8 @@ def prepare(
     if granularity == "channel":
         prepared = insert_unit_masks(traced, channels, method, target, excluded)
     else:
-        prepared = insert_weight_masks(traced, channels, method, target, excluded, granularity)
+        rectangles = shapes == "rectangles"
+        prepared = insert_weight_masks(traced, channels, method, target, excluded, granularity, rectangles)
     prepared.compile_graphs()
     prepared.whole_heads = heads == "whole"
     return prepared
@@ -231,7 +236,9 @@ def move_inputs(model: nn.Module, inputs: Inputs, floats: bool) -> Inputs:
     return tree_map_only(torch.Tensor, follow, inputs)  # type: ignore[no-any-return]
 
 
-def check_arguments(model: nn.Module, method: Method, target: Target | None, granularity: str, heads: str) -> None:
+def check_arguments(
+    model: nn.Module, method: Method, target: Target | None, granularity: str, heads: str, shapes: str
+) -> None:
     """Refuse arguments of the wrong kind before any work."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
@@ -254,6 +261,10 @@ def check_arguments(model: nn.Module, method: Method, target: Target | None, gra
     if granularity not in method.granularities:
         known = " or ".join(repr(each) for each in method.granularities)
         raise TargetError(f"{name} has no granularity={granularity!r}: give {known}")
+    if shapes not in ("free", "rectangles"):
+        raise TargetError(f"shapes={shapes!r}: give 'free' or 'rectangles'")
+    if shapes == "rectangles" and granularity != "stripe":
+        raise TargetError(f"shapes='rectangles' goes with granularity='stripe', not with {granularity!r}")
     if heads not in ("whole", "inner"):
         raise TargetError(f"heads={heads!r}: give 'whole' or 'inner'")
 

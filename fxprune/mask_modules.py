@@ -12,7 +12,8 @@ _BLOCK = 1 << 18  # weights masked at a time: the temporaries stay in the cache
 class WeightMask(nn.Module):
     """One gate per weight: q = c * w * gate(|w|, threshold), with the gradient dL/dw = dL/dq * (1, or theta if closed).
 
-    Where gates hold along the dimensions `shared`, as for stripes, the magnitude is the root of the mean square there.
+    Where gates hold along the dimensions `shared`, as for stripes, the magnitude is the root of the mean square there;
+    with `rectangles` it is that over the rectangle that the filter keeps, whose stripes the buffer `inside` marks.
     `rows` is the dimension of the weight's output channels. Closed weights are exact zeros.
 
     Buffers: `threshold` (0-dim, this layer's tau; at 0 or less the weight passes unchanged); for methods that rescale
@@ -24,11 +25,12 @@ class WeightMask(nn.Module):
     threshold: Tensor
     factor: Tensor | None
     kept: Tensor | None
+    inside: Tensor | None
     progress: Tensor | None
 
     def __init__(
         self, parameter: str, weight: Tensor, method: Method, closed_gradient: float, rows: int = 0,
-        shared: tuple[int, ...] = (),
+        shared: tuple[int, ...] = (), rectangles: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.parameter = parameter
@@ -37,13 +39,16 @@ class WeightMask(nn.Module):
         self.rows = rows
         self.shared = shared
         dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device
-        threshold = torch.full((), method.find_threshold() or 0.0, dtype=dtype, device=device)
+        constant = None if rectangles else method.find_threshold()
+        threshold = torch.full((), constant or 0.0, dtype=dtype, device=device)
         self.register_buffer("threshold", threshold)
         sizes = [size if dim == rows else 1 for dim, size in enumerate(weight.shape)]
         self.register_buffer("factor", torch.ones(sizes, dtype=dtype, device=device) if method.rescales else None)
         gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
         kept = torch.ones(gates, dtype=torch.bool, device=device) if method.remembers else None
         self.register_buffer("kept", kept)
+        inside = torch.ones(gates, dtype=torch.bool, device=device) if rectangles else None
+        self.register_buffer("inside", inside)
         self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
         self.variable = nn.Parameter(method.make_variable(weight.detach(), shared)) if method.learns else None
 
@@ -76,11 +81,34 @@ class WeightMask(nn.Module):
         )
         self.factor.copy_(factor.view_as(self.factor))
 
+    @torch.no_grad()
+    def measure_squares(self, weight: Tensor) -> Tensor:
+        """Give the squared magnitudes of stripes one by one, [filters, height, width]."""
+        source = weight if self.variable is None else self.variable
+        values = source.detach().to(self.threshold.dtype).square()
+        return (values if self.kept is None else values * self.kept).mean(self.shared)
+
+    @torch.no_grad()
+    def take_rectangles(self, inside: Tensor) -> None:
+        """Take which stripes lie in their filter's rectangle, bool [filters, height, width]."""
+        assert self.inside is not None
+        self.inside.copy_(inside.view_as(self.inside))
+        if self.variable is not None:
+            self.variable.mul_(self.inside)
+
     def _reduce(self, weight: Tensor) -> Tensor:
         if not self.shared:
             return weight.detach()
         values = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        return values.square().mean(self.shared, keepdim=True).sqrt()
+        return self._spread(values.square().mean(self.shared, keepdim=True)).sqrt()
+
+    def _spread(self, squares: Tensor) -> Tensor:
+        """Give each stripe inside its filter's rectangle the mean over that, and 0 to the others."""
+        if self.inside is None:
+            return squares
+        dims = tuple(dim for dim in range(squares.dim()) if dim != self.rows)
+        count = self.inside.sum(dims, keepdim=True).clamp_min(1)
+        return (squares * self.inside).sum(dims, keepdim=True) / count * self.inside
 
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:

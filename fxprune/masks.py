@@ -15,6 +15,7 @@ from fxprune.errors import TargetError
 from fxprune.mask_modules import Alive, UnitMask, WeightMask
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
+from fxprune.methods.shapes import choose_rectangles, find_price
 from fxprune.methods.targets import Target
 from fxprune.methods.threshold import layer_threshold, select_threshold
 from fxprune.methods.unit_costs import UnitCosts
@@ -46,6 +47,7 @@ class Masks(nn.Module):
         units: int = 0,
         slices: Sequence[Slice] = (),
         costs: UnitCosts | None = None,
+        rectangles: bool = False,
     ) -> None:
         super().__init__()
         if granularity not in GRANULARITIES:
@@ -53,6 +55,7 @@ class Masks(nn.Module):
         self.method = method
         self.target = target
         self.granularity = granularity
+        self.rectangles = rectangles  # whether each filter keeps a rectangle of its kernel
         self.weight_masks = nn.ModuleDict()
         self.unit_masks = nn.ModuleDict()
         self.alive = nn.ModuleDict()
@@ -74,7 +77,7 @@ class Masks(nn.Module):
         `norms` are scales and shifts behind those that nothing else feeds, each with the row of each of its channels.
         """
         shared = tuple(dim for dim in (0, 1) if dim != rows) if self.granularity == "stripe" else ()
-        mask = WeightMask(name, weight, self.method, self.closed_gradient, rows, shared)
+        mask = WeightMask(name, weight, self.method, self.closed_gradient, rows, shared, self.rectangles)
         self.norms += [(name, norm, index) for norm, index in norms]
         self.weight_masks[name.replace(".", "-")] = mask
         self.threshold = self.threshold.to(torch.promote_types(self.threshold.dtype, mask.threshold.dtype))
@@ -142,6 +145,8 @@ class Masks(nn.Module):
         """
         if self.granularity == "channel":
             self._refresh_units(parameters, sparsity)
+        elif self.rectangles:
+            self._refresh_rectangles(parameters, sparsity)
         else:
             self._refresh_weights(parameters, sparsity)
 
@@ -176,6 +181,19 @@ class Masks(nn.Module):
         self.threshold.copy_(threshold)
         for mask in masks:
             mask.refresh(parameters[mask.parameter], layer_threshold(threshold, scales[mask.parameter]))
+
+    def _refresh_rectangles(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
+        masks = self._weight_masks()
+        scales = {mask.parameter: self.method.scale(parameters[mask.parameter]) for mask in masks}
+        squares = {m.parameter: m.measure_squares(parameters[m.parameter]) / scales[m.parameter] ** 2 for m in masks}
+        constant = self.method.find_threshold()
+        threshold = find_price(squares, sparsity) if constant is None else torch.full_like(self.threshold, constant)
+        self.threshold.copy_(threshold)
+        for mask in masks:
+            mask.take_rectangles(choose_rectangles(squares[mask.parameter], threshold.square()))
+            learns = mask.variable is not None  # what lies in a rectangle is open, whatever its own magnitude
+            own = torch.zeros_like(threshold) if learns else layer_threshold(threshold, scales[mask.parameter])
+            mask.refresh(parameters[mask.parameter], own)
 
     def _refresh_units(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
         assert self.costs is not None

@@ -38,7 +38,7 @@ def inspect(model: nn.Module, inputs: Any = None, exclude: Sequence[Pattern] = (
         TraceError: the model cannot be traced, or does not run on the inputs.
         PatternError: a pattern of `exclude` matches nothing.
     """
-    check_arguments(model, Feather(), Sparsity(0.5), "channel", "whole")
+    check_arguments(model, Feather(), Sparsity(0.5), "channel", "whole", "free")
     excluded = find_excluded(model, exclude)
     examples = guess_inputs(model) if inputs is None else as_inputs(inputs)
     traced = trace_regions(model, examples)

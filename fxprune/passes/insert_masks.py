@@ -43,11 +43,12 @@ class Muted:
 
 def insert_weight_masks(
     model: TracedModel, channels: Channels, method: Method, target: Target | None, excluded: set[str],
-    granularity: Granularity = "weight",
+    granularity: Granularity = "weight", rectangles: bool = False,
 ) -> PreparedModel:  # fmt: skip
     """Give every weight of a convolution or linear layer a mask of its own, but the excluded ones.
 
-    At stripe granularity those are the convolutions, and a gate holds for all input channels of a position.
+    At stripe granularity those are the convolutions, and a gate holds for all input channels of a position; with
+    `rectangles` what a filter keeps is a rectangle of its kernel.
     """
     if target is not None and (
         target.cost != "gates" or target.align > 1 or target.scope == "layer" or target.overrides
@@ -55,7 +56,7 @@ def insert_weight_masks(
         raise TargetError(
             "weights and stripes are pruned to a global share, as Sparsity(0.9); the rest is for channels"
         )
-    masks = Masks(method, target, granularity)
+    masks = Masks(method, target, granularity, rectangles=rectangles)
     shared = find_called_parameters(model)
     for name, rows in channels.weights.items():
         weight = find_tensor(model, name)

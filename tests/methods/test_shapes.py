@@ -1,0 +1,100 @@
+"""Does every filter keep the rectangle of its kernel that is worth most?"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import TargetError
+from fxprune.methods.base import Method
+from fxprune.methods.shapes import MOST_SHAPES, choose_rectangles, find_price, list_rectangles
+from fxprune.stripes.rectangles import find_hull
+from tests.methods.test_contract import Residual, make_optimizer, train
+
+METHODS = [
+    fxprune.Feather(),
+    fxprune.ST3(),
+    fxprune.ST3(sigma=True),
+    fxprune.GMP(),
+    fxprune.FilterSkeleton(alpha=1e-3, delta=None),
+    fxprune.FilterSkeleton(alpha=1e-3, delta=0.6),
+]
+
+
+def values_of(squares: Tensor, inside: Tensor, price: float) -> Tensor:
+    return ((squares - price) * inside).flatten(1).sum(1)
+
+
+def test_a_kernel_of_three_has_49() -> None:
+    assert list_rectangles(3, 3).shape == (49, 9)
+    assert list_rectangles(1, 1).tolist() == [[1.0]]
+
+
+def test_one_filter_takes_the_best_of_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        squares = torch.rand(1, 3, 3, generator=generator)
+        chosen = choose_rectangles(squares, 0.6)
+        best = max(0.0, *(float(values_of(squares, each.view(1, 3, 3), 0.6)) for each in list_rectangles(3, 3)))
+        assert float(values_of(squares, chosen, 0.6)) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_layer_shares_few_shapes() -> None:
+    squares = torch.rand(200, 3, 3, generator=torch.Generator().manual_seed(0))
+    inside = choose_rectangles(squares, 0.5)
+    assert 2 <= len({tuple(each.flatten().tolist()) for each in inside if each.any()}) <= MOST_SHAPES
+
+
+def test_free_stripes_of_one_position_are_the_usual_threshold() -> None:
+    squares = torch.rand(50, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(choose_rectangles(squares, 0.3), squares > 0.3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_the_price_closes_the_share(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = {"a": torch.rand(64, 3, 3, generator=generator), "b": 0.3 * torch.rand(32, 5, 5, generator=generator)}
+    threshold = find_price(layers, share)
+    inside = [choose_rectangles(squares, threshold.square()) for squares in layers.values()]
+    closed = float(torch.cat([each.flatten() for each in inside]).logical_not().double().mean())
+    assert closed == pytest.approx(share, abs=0.03)
+    assert closed >= share
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_what_training_prunes_is_rectangles_and_can_be_lowered(method: Method) -> None:
+    torch.manual_seed(0)
+    target = fxprune.Sparsity(0.6) if method.takes_target else None
+    x = torch.randn(2, 3, 8, 8)
+    prepared = fxprune.prepare(Residual(), x, method=method, target=target, granularity="stripe", shapes="rectangles")
+    if not method.takes_target:
+        for mask in prepared.fxprune.weight_masks.values():
+            mask.variable.data.uniform_(0.3, 1)
+    fxprune.Scheduler(prepared, optimizer := make_optimizer(prepared), total_steps=20)
+    train(prepared, optimizer, 20)
+    prepared.eval()
+    open_, total = 0, 0
+    for mask in prepared.fxprune.weight_masks.values():
+        masked = mask(prepared.get_parameter(mask.parameter))
+        alive = (masked != 0).any(1)
+        for each in alive:
+            pattern = frozenset(itertools.chain((int(i), int(j)) for i, j in each.nonzero()))
+            assert not pattern or find_hull(pattern).positions == pattern
+        open_, total = open_ + int(alive.sum()), total + alive.numel()
+    assert 0 < open_ < total
+    if target is not None:
+        assert 1 - open_ / total == pytest.approx(0.6, abs=0.05)
+    compact = fxprune.convert(prepared)
+    lowered = fxprune.lower_stripes(compact)
+    torch.testing.assert_close(lowered(x), prepared(x), rtol=1e-4, atol=1e-4)
+
+
+def test_rectangles_are_for_stripes() -> None:
+    with pytest.raises(TargetError, match="goes with granularity='stripe'"):
+        fxprune.prepare(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), shapes="rectangles")
+    with pytest.raises(TargetError, match="shapes='round'"):
+        fxprune.prepare(Residual(), granularity="stripe", shapes="round")  # type: ignore[arg-type]
