@@ -39,7 +39,7 @@ def list_rectangles(height: int, width: int) -> Tensor:
 
 
 def choose_rectangles(squares: Tensor, price: Tensor | float) -> Tensor:
-    """Give which stripes lie in their filter's rectangle, from the squared magnitudes, both [filters, height, width]."""
+    """Give the stripes in their filter's rectangle, from the squared magnitudes, both [filters, height, width]."""
     table = list_rectangles(squares.size(1), squares.size(2)).to(squares)
     values = (squares.flatten(1) - price) @ table.T
     best, chosen = torch.zeros_like(values[:, 0]), []

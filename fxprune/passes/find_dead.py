@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,7 +302,7 @@ def find_constants(model: TracedModel, channels: Channels) -> dict[fx.Node, Tens
             if node.op == "placeholder" or not node.users or not is_known(values[node]):
                 continue
             users = [user for user in node.users if user not in gone]
-            if all(can_broadcast(user, node, values, channels) for user in users):
+            if all(can_broadcast(user, node, values, channels, constants) for user in users):
                 gone.add(node)
                 constants |= {node: values[node].constant.value} if users else {}
     return constants
@@ -315,13 +315,15 @@ def is_known(shadow: object) -> bool:
     return all(shadow.along(dim) for dim in varying(shadow.constant.value))
 
 
-def can_broadcast(user: fx.Node, node: fx.Node, values: dict[fx.Node, Any], channels: Channels) -> bool:
-    """Whether a use works position by position with another operand of full shape."""
+def can_broadcast(
+    user: fx.Node, node: fx.Node, values: dict[fx.Node, Any], channels: Channels, constants: Collection[fx.Node]
+) -> bool:
+    """Whether a use works position by position with another operand of full shape, which is itself no constant."""
     if user not in channels.elementwise:
         return False
     if find_written(user) is node and (user.target not in OUT_OF_PLACE or len(node.users) > 1):
         return False
-    others = [values[n] for n in user.all_input_nodes if n is not node]
+    others = [values[n] for n in user.all_input_nodes if n is not node and n not in constants]
     return any(isinstance(o, Shadow) and o.shape == values[user].shape for o in others)
 
 

@@ -121,3 +121,22 @@ def test_what_is_closed_leaves_exactly(name: str, granularity: str) -> None:
         assert relative_error(prepared, compact, varied_images(4, 3, size, seed=3), 1e-3) < 1e-11
     if granularity == "channel":
         assert compact.report.units_removed > 0
+
+
+def test_a_model_that_has_become_a_constant_still_has_the_batch_of_its_input() -> None:
+    """Both sides of a shortcut always give the same: one of them keeps the shape."""
+
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.a(x).relu() + self.b(x)).mean((2, 3))
+
+    model = Dead().eval()
+    for layer in (model.a, model.b):
+        layer.weight.data.zero_()
+    x = torch.randn(5, 3, 6, 6)
+    compact = fxprune.convert(model, x[:2])
+    torch.testing.assert_close(compact(x), model(x))
