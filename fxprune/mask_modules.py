@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from fxprune.methods.base import Method
+from fxprune.sharding import gather, refuse_piece
 
 _BLOCK = 1 << 18  # weights masked at a time: the temporaries stay in the cache
 
@@ -38,6 +39,7 @@ class WeightMask(nn.Module):
         self.closed_gradient = closed_gradient
         self.rows = rows
         self.shared = shared
+        self.sizes = tuple(weight.shape)
         dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device
         constant = None if rectangles else method.find_threshold()
         threshold = torch.full((), constant or 0.0, dtype=dtype, device=device)
@@ -53,6 +55,7 @@ class WeightMask(nn.Module):
         self.variable = nn.Parameter(method.make_variable(weight.detach(), shared)) if method.learns else None
 
     def forward(self, weight: Tensor) -> Tensor:
+        refuse_piece(weight, self.parameter)
         if self.variable is not None and self.progress is not None:
             return self.method.mask(weight, self.variable, self.threshold, self.progress, self.training)
         is_open = self._is_open(weight) if self.closed_gradient != 1 else None
@@ -62,7 +65,7 @@ class WeightMask(nn.Module):
     def measure(self, weight: Tensor) -> Tensor:
         """Give what has its magnitudes compared: the weight, its stripes' root mean squares, or the variable."""
         if self.variable is not None:
-            return self.variable.detach()
+            return gather(self.variable.detach())
         if self.kept is None:
             return self._reduce(weight)
         return self._reduce(weight) * self.kept  # what was closed comes first
@@ -158,6 +161,7 @@ class UnitMask(nn.Module):
         self.register_buffer("gate", torch.ones(index.numel(), device=index.device))
 
     def forward(self, weight: Tensor) -> Tensor:
+        refuse_piece(weight, self.parameter)
         gate = self._along(weight, self.gate)
         is_open = gate > 0 if self.closed_gradient != 1 else None
         return straight_through(weight, weight.detach() * gate.to(weight.dtype), is_open, self.closed_gradient)

@@ -5,20 +5,22 @@ the step as buffers, so that copies, checkpoints, autocast and torch.compile nee
 where is decided elsewhere: here nothing knows of graphs, and the formulas are the method's.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import TargetError
+from fxprune.errors import FxpruneError, TargetError
 from fxprune.mask_modules import Alive, UnitMask, WeightMask
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
 from fxprune.methods.shapes import choose_rectangles, find_price
 from fxprune.methods.targets import Target
-from fxprune.methods.threshold import layer_threshold, select_threshold
+from fxprune.methods.threshold import layer_threshold, refuse_unfinite, select_threshold
 from fxprune.methods.unit_costs import UnitCosts
+from fxprune.sharding import gather, spread
 
 Granularity = Literal["weight", "stripe", "channel"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
@@ -65,6 +67,7 @@ class Masks(nn.Module):
         self.register_buffer("gates", torch.ones(units))
         self.costs = UnitCosts(units, target) if costs is None and units and target is not None else costs
         self.norms: list[tuple[str, str, Tensor]] = []
+        self.parts: dict[str, nn.Module] = {}  # the prepared model's own modules by name, as they were traced
         self._places = [(place.parameter, place.dim) for place in slices]
         for number, place in enumerate(slices):
             self.register_buffer(f"slice_{number}", place.index, persistent=False)
@@ -111,27 +114,64 @@ class Masks(nn.Module):
         masked = [mask.parameter for mask in self._weight_masks() + self._unit_masks()]
         return list(dict.fromkeys([*masked, *(name for name, _ in self._places), *(norm for _, norm, _ in self.norms)]))
 
+    @property
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """The sizes that masked parameters and those that score units must have: name, dimension and size."""
+        weights = [(mask.parameter, *each) for mask in self._weight_masks() for each in enumerate(mask.sizes)]
+        units = [(mask.parameter, mask.dim, mask.index.numel()) for mask in self._unit_masks()]
+        return weights + units + [(place.parameter, place.dim, place.index.numel()) for place in self.slices]
+
+    @property
+    def variables(self) -> dict[str, nn.Parameter]:
+        """What the masks themselves learn, under names for messages."""
+        masks = self._weight_masks()
+        return {f"the mask of {mask.parameter}": mask.variable for mask in masks if mask.variable is not None}
+
+    def get_extra_state(self) -> Tensor:
+        """Give method, target and granularity for the state dict, as bytes: what it holds are tensors."""
+        return torch.tensor(list(self.settings.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the state of other masks: their numbers would fit and mean something else. Raises FxpruneError."""
+        saved = bytes(state.tolist()).decode()
+        if saved != self.settings:
+            raise FxpruneError(
+                f"this state dict is of a model prepared with {saved}, and this one with {self.settings}; "
+                "prepare it in the same way, or take the weights alone: leave out the keys that begin with 'fxprune.', "
+                "and load with strict=False"
+            )
+
+    @property
+    def settings(self) -> str:
+        """Method, target and granularity in words, the same in every process."""
+        text = f"method={self.method}, target={self.target!r}, granularity={self.granularity!r}"
+        return re.sub(" at 0x[0-9a-f]+", "", text)  # of a predicate among the target's overrides
+
     @torch.no_grad()
-    def before_step(self, parameters: Mapping[str, Tensor]) -> None:
-        """Do what the method does when gradients are there and the optimizer is about to step."""
+    def before_step(self, parameters: Mapping[str, Tensor], scale: float | Tensor = 1.0) -> None:
+        """Do what the method does when gradients are there, `scale` times too large, and the optimizer will step."""
         masks = {mask.parameter: mask for mask in self._weight_masks()}
         for mask in masks.values():
             if mask.variable is not None:
-                self.method.before_step(mask.variable, mask.threshold)
+                self.method.before_step(mask.variable, mask.threshold, scale)
         for name, norm, index in self.norms:
             mask, parameter = masks[name], parameters[norm]
-            rows = mask.measure(parameters[name]).transpose(0, mask.rows).flatten(1)
+            rows = mask.measure(gather(parameters[name])).transpose(0, mask.rows).flatten(1)
             alive = (rows.abs() > mask.threshold).any(1)[index.to(rows.device)]
             for values in (parameter, parameter.grad):
                 if values is not None:
-                    values.mul_(alive)
+                    values.mul_(spread(alive, values))
 
     @torch.no_grad()
     def after_step(self, parameters: Mapping[str, Tensor], sparsity: float, progress: float) -> None:
         """Do what the method does when the optimizer has stepped, and refresh the masks."""
         if self.method.learns:
-            variables = [mask.variable.data for mask in self._weight_masks() if mask.variable is not None]
-            self.method.after_step(variables, sparsity)
+            variables = [variable.data for variable in self.variables.values()]
+            whole = [gather(variable) for variable in variables]
+            self.method.after_step(whole, sparsity)
+            for variable, values in zip(variables, whole, strict=True):
+                if values is not variable:
+                    variable.copy_(spread(values, variable))
             for mask in self._weight_masks():
                 if mask.progress is not None:
                     mask.progress.fill_(progress)
@@ -141,8 +181,10 @@ class Masks(nn.Module):
     def refresh(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
         """Close the weights or units of the smallest magnitude, `sparsity` of the target's cost, and open the others.
 
-        `parameters` holds, by name, at least `parameter_names`. A sparsity of 0 opens everything.
+        `parameters` holds, by name, at least `parameter_names`; what FSDP shards is gathered, so that all ranks find
+        the same. A sparsity of 0 opens everything.
         """
+        parameters = {name: gather(parameters[name]) for name in self.parameter_names}
         if self.granularity == "channel":
             self._refresh_units(parameters, sparsity)
         elif self.rectangles:
@@ -198,6 +240,8 @@ class Masks(nn.Module):
     def _refresh_units(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
         assert self.costs is not None
         scores = self.method.score_units(parameters, self.slices, self.gates.numel())
+        if not bool(scores.isfinite().all()):
+            refuse_unfinite(parameters)
         if self.method.remembers:
             scores = scores * (self.gates > 0)  # what was closed comes first
         choice = self.costs.choose(scores, sparsity)

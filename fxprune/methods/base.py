@@ -96,8 +96,11 @@ class Method:
         """Give the threshold where it is a constant; None where it follows from the target."""
         return None
 
-    def before_step(self, variable: nn.Parameter, threshold: Tensor) -> None:
-        """Change a mask's variable and its gradient, in place, when the optimizer is about to step."""
+    def before_step(self, variable: nn.Parameter, threshold: Tensor, scale: float | Tensor = 1.0) -> None:
+        """Change a mask's variable and its gradient, in place, when the optimizer is about to step.
+
+        The gradient is still `scale` times too large, where a GradScaler leaves it to the optimizer to divide.
+        """
 
     def after_step(self, variables: Sequence[Tensor], sparsity: float) -> None:
         """Change the variables of all masks, in place, when the optimizer has stepped and before thresholds follow."""

@@ -53,10 +53,10 @@ class FilterSkeleton(Method):
         return weight * torch.where(variable.abs() > threshold, variable, 0)
 
     @torch.no_grad()
-    def before_step(self, variable: nn.Parameter, threshold: Tensor) -> None:
+    def before_step(self, variable: nn.Parameter, threshold: Tensor, scale: float | Tensor = 1.0) -> None:
         stays = variable.abs() > threshold
         if variable.grad is not None:
-            variable.grad.add_(variable.sign(), alpha=self.alpha).mul_(stays)
+            variable.grad.add_(variable.sign() * (self.alpha * scale)).mul_(stays)
         variable.mul_(stays)
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class STR(Method):
         return 0.0
 
     def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
-        return torch.full((), self.start, dtype=weight.dtype, device=weight.device)
+        return torch.full((1,), self.start, dtype=weight.dtype, device=weight.device)  # FSDP takes no scalars
 
     def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
         return weight.sign() * (weight.abs() - variable.sigmoid()).relu()

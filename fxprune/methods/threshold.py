@@ -160,7 +160,7 @@ def _survey(search: _Search, low: int, high: int) -> _Survey:
         columns = between.sub_(above).view(_ROWS, -1).sum(0)  # exact: whole numbers far below 2^24
         sums = torch.stack([columns.sum(), above.sum(), block.sum()]).tolist()  # a GPU is waited for once a block
         if not math.isfinite(sums[2]):
-            _refuse_unfinite(search)
+            refuse_unfinite({layer.name: layer.flat for layer in search.layers})
         between_count += int(sums[0])
         above_count += int(sums[1])
         if sums[0] and between_count <= limit:
@@ -233,11 +233,12 @@ def _from_bits(bits: int, dtype: torch.dtype) -> float:
     return float(torch.tensor(bits, dtype=_BITS[dtype]).view(dtype)) if bits >= 0 else -1.0
 
 
-def _refuse_unfinite(search: _Search) -> None:
-    for layer in search.layers:
-        bad = int((~layer.flat.isfinite()).sum())
+def refuse_unfinite(weights: Mapping[str, Tensor]) -> None:
+    """Name the first tensor that holds NaN or infinity, if any does, and raise FxpruneError."""
+    for name, weight in weights.items():
+        bad = int((~weight.isfinite()).sum())
         if bad:
             raise FxpruneError(
-                f"{layer.name}: {bad} of {layer.flat.numel()} weights are NaN or infinite, so no threshold exists; "
+                f"{name}: {bad} of {weight.numel()} weights are NaN or infinite, so no threshold exists; "
                 "lower the learning rate or clip the gradients"
             )
