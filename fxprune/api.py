@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import ExactnessError, FxpruneError, TargetError
 from fxprune.masks import GRANULARITIES, Granularity, Masks
 from fxprune.methods.base import Method
@@ -29,6 +30,8 @@ from fxprune.passes.record import record_step
 from fxprune.passes.regions import trace_regions
 from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
+from fxprune.scheduler import find_masked
+from fxprune.sharding import is_sharded
 
 Heads = Literal["whole", "inner"]
 Shapes = Literal["free", "rectangles"]
@@ -153,6 +156,8 @@ def convert(
     check_into(into)
     inputs = find_inputs(model, example_inputs)
     if isinstance(model, PreparedModel):
+        check_unchanged(model)
+        find_masked(model, model.fxprune)
         source = bake_masks(model)
     else:
         source = trace_regions(model, inputs, check)
@@ -280,10 +285,16 @@ def check_into(into: Any) -> None:
 
 
 def check_surroundings(model: nn.Module) -> None:
-    """Refuse wrapped models and inference mode."""
+    """Refuse wrapped and sharded models, and inference mode."""
     for name, module in model.named_modules():
         if isinstance(module, PreparedModel) and module is not model:
             raise FxpruneError(f"the prepared model lies inside {type(model).__name__}, as `{name}`; pass model.{name}")
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise FxpruneError(
+            f"the parameters of {type(model).__name__} are sharded: load its whole state dict, from torch.distributed."
+            "checkpoint.state_dict.get_model_state_dict(..., options=StateDictOptions(full_state_dict=True)), into a "
+            "model prepared in the same way, and give that"
+        )
     if torch.is_inference_mode_enabled():
         raise FxpruneError("fxprune cannot work under torch.inference_mode(): leave that block, or use torch.no_grad()")
 

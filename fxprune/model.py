@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -233,6 +233,20 @@ class PreparedModel(TracedModel):
         self.plain = model.graphs
         self.pinned = pinned
         self.fxprune = masks.train(model.training)
+        masks.parts = find_parts(self)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse the state of another method or target before anything of it is loaded."""
+        key = f"{prefix}fxprune._extra_state"
+        if key in state_dict:
+            self.fxprune.set_extra_state(state_dict[key])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def find_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """List all modules but the model itself, under all their names; what parametrizes weights is left out."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if name and "parametrizations" not in name.split(".")}
 
 
 def tensors_in(value: Any) -> list[Any]:

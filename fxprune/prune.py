@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.api import prepare
+from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, TargetError
 from fxprune.methods.gmp import GMP
 from fxprune.model import PreparedModel
@@ -32,12 +33,13 @@ def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> Prepa
         raise FxpruneError("a prepared model has its inputs, method and target already; give fxprune.prune that alone")
     else:
         prepared = model
+        check_unchanged(prepared)
     masks = prepared.fxprune
     if masks.target is None:
         raise TargetError(f"{type(masks.method).__name__} has no target, so it cannot prune in one go")
-    masks.calls += 1
-    share = masks.target.share * masks.method.share_of(int(masks.calls), masks.target.share)
+    share = masks.target.share * masks.method.share_of(int(masks.calls) + 1, masks.target.share)
     masks.refresh(find_masked(prepared, masks), share)
+    masks.calls += 1
     return prepared
 
 

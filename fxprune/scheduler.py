@@ -1,13 +1,18 @@
 """When do the masks act? Before and after each step of the optimizer, along the method's schedule."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxprune.errors import OptimizerError
+from fxprune.check_unchanged import check_unchanged
+from fxprune.errors import FxpruneError, OptimizerError
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
+from fxprune.model import PreparedModel
+from fxprune.sharding import gather
 
 
 class Scheduler:
@@ -22,7 +27,9 @@ class Scheduler:
     that prune in one go leave the masks as they are until `fxprune.prune` is called.
 
     Raises OptimizerError where `prepared` does not come from `fxprune.prepare`, where the optimizer holds none of
-    its masked parameters, or where total_steps is below 1.
+    its masked parameters or is followed already, or where total_steps is no whole number from 1 on; FxpruneError where
+    the model was changed. `optimizer.step()` raises FxpruneError, before anything has changed, where a gradient is NaN
+    or infinite or a parameter has been replaced.
     """
 
     def __init__(self, prepared: nn.Module, optimizer: Optimizer | None = None, *, total_steps: int) -> None:
@@ -32,17 +39,22 @@ class Scheduler:
                 f"{type(prepared).__name__} has no masks; give the model that fxprune.prepare returned "
                 "(unwrapped: ddp.module)"
             )
-        if total_steps < 1:
-            raise OptimizerError(f"total_steps={total_steps}: give the number of optimizer steps of the whole training")
+        if total_steps < 1 or total_steps % 1 != 0:  # so are fractions, NaN and infinity
+            raise OptimizerError(
+                f"total_steps={total_steps}: give the number of optimizer steps of the whole training, a whole one"
+            )
+        if isinstance(prepared, PreparedModel):
+            check_unchanged(prepared)
         self.total_steps = total_steps
         self._prepared = prepared
         self._masks = masks
         self._follows_optimizer = optimizer is not None
+        self._followed = self._parameters()
         if optimizer is not None:
-            _check_optimizer(optimizer, self._parameters())
+            self._check_optimizer(optimizer)
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
-        elif type(masks.method).before_step is not Method.before_step:
+        elif self._edits_gradients:
             raise OptimizerError(
                 f"{type(masks.method).__name__} changes gradients before each step; give the optimizer to the Scheduler"
             )
@@ -64,10 +76,27 @@ class Scheduler:
         self._advance()
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._masks.before_step(self._parameters())
+        if _is_skipped(optimizer):
+            return
+        if any(closure is not None for closure in (*args[1:], *kwargs.values())) and self._edits_gradients:
+            raise OptimizerError(
+                f"{type(self._masks.method).__name__} changes gradients before each step, and a closure computes them "
+                "within it; call loss.backward() first, then optimizer.step() without the closure"
+            )
+        parameters = self._parameters()
+        for name, parameter in parameters.items():
+            if parameter is not self._followed[name] and isinstance(parameter, nn.Parameter):
+                raise OptimizerError(
+                    f"{name} has been replaced since the Scheduler was made, and the optimizer trains the one before; "
+                    "make both of them after such a change"
+                )
+        _check_gradients({**parameters, **self._masks.variables})
+        scale = getattr(optimizer, "grad_scale", None)  # a GradScaler leaves it to fused optimizers to divide by it
+        self._masks.before_step(parameters, 1.0 if scale is None else scale)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._advance()
+        if not _is_skipped(optimizer):
+            self._advance()
 
     def _advance(self) -> None:
         self._masks.step += 1
@@ -78,26 +107,69 @@ class Scheduler:
     def _parameters(self) -> dict[str, Tensor]:
         return find_masked(self._prepared, self._masks)
 
+    @property
+    def _edits_gradients(self) -> bool:
+        return type(self._masks.method).before_step is not Method.before_step
 
-def _check_optimizer(optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
-    if trained and not any(id(parameter) in held for parameter in trained):
-        raise OptimizerError(
-            f"the optimizer holds none of the prepared model's {len(trained)} masked parameters; "
-            "make it after fxprune.prepare, from prepared.parameters()"
-        )
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trained = [parameter for parameter in self._followed.values() if parameter.requires_grad]
+        if trained and not any(id(parameter) in held for parameter in trained):
+            raise OptimizerError(
+                f"the optimizer holds none of the prepared model's {len(trained)} masked parameters; "
+                "make it after fxprune.prepare, from prepared.parameters(), and after fully_shard where that is used"
+            )
+        for hook in optimizer._optimizer_step_post_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Scheduler) and other._masks is self._masks:
+                raise OptimizerError(
+                    "a Scheduler follows this optimizer already, and each step would count twice; keep the first one, "
+                    "or make a new optimizer for the next training"
+                )
+
+
+def _is_skipped(optimizer: Optimizer) -> bool:
+    """Say whether a GradScaler has told a fused optimizer, which it calls all the same, to leave this step out."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+@torch.no_grad()
+def _check_gradients(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse gradients that are NaN or infinite: a step would spoil the weights, and then no threshold exists."""
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.is_leaf}
+    dense = {name: gradient for name, gradient in gradients.items() if gradient is not None and not gradient.is_sparse}
+    sums = [gather(gradient.sum(dtype=torch.float32)) for gradient in dense.values()]
+    if not sums or bool(torch.stack([each.to(sums[0].device) for each in sums]).sum().isfinite()):
+        return
+    for name, gradient in dense.items():
+        bad = int(gather((~gradient.isfinite()).sum()))
+        if bad:
+            raise FxpruneError(
+                f"{name}: the gradient is NaN or infinite in {bad} of {gradient.numel()} places; the optimizer has not "
+                "stepped: skip this batch, clip the gradients, or lower the learning rate"
+            )
 
 
 def find_masked(prepared: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    """Give all parameters that masks ask for, by name."""
-    return {name: _find_tensor(prepared, name) for name in masks.parameter_names}
+    """Give all parameters that masks ask for, by name. Raises FxpruneError where one is gone or of another size."""
+    parameters = {name: _find_tensor(prepared, name) for name in masks.parameter_names}
+    for name, dim, size in masks.sizes:
+        if parameters[name].dim() <= dim or parameters[name].shape[dim] != size:
+            raise FxpruneError(
+                f"{name} has the sizes {tuple(parameters[name].shape)}, but its mask {size} in dimension {dim}; "
+                "change the original model and prepare it again"
+            )
+    return parameters
 
 
 def _find_tensor(model: nn.Module, name: str) -> Tensor:
     """Give the tensor of that name, by attributes: one that is shared or parametrised is in no list of parameters."""
     path, _, attribute = name.rpartition(".")
-    tensor = getattr(model.get_submodule(path), attribute)
+    try:
+        tensor = getattr(model.get_submodule(path), attribute)
+    except AttributeError:
+        tensor = None
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, no tensor")
+        raise FxpruneError(f"{name}, which is masked, is gone; change the original model and prepare it again")
     return tensor

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxprune.errors import FxpruneError
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.scores import Slice, norm_scores
 
@@ -52,6 +53,8 @@ class RNI(Method):
 
     def adapt(self, model: nn.Module) -> None:
         for module in model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                raise FxpruneError("RNI has no synchronised batch norm; prepare the model with its ordinary ones")
             if isinstance(module, _BatchNorm) and module.affine:
                 module.__class__ = make_receding(type(module))
                 nn.init.normal_(module.weight)
@@ -87,4 +90,13 @@ def make_receding(kind: type[_BatchNorm]) -> type[_BatchNorm]:
         by_batch = self.training or self.running_mean is None
         return F.batch_norm(x, mean, variance, self.weight.sigmoid(), None, by_batch, average, self.eps)
 
-    return type(f"Receding{kind.__name__}", (Receding, kind), {"forward": forward, "ordinary": kind})
+    def load(self: Any, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if f"{prefix}bias" in state_dict:
+            rest[-1].append(
+                f"{prefix[:-1]}: this is the state of an ordinary batch norm; RNI's scale is the sigmoid of its weight "
+                "and it has no shift, so leave out the batch norms' weights and biases, and load with strict=False"
+            )
+        kind._load_from_state_dict(self, state_dict, prefix, *rest)
+
+    members = {"forward": forward, "_load_from_state_dict": load, "ordinary": kind}
+    return type(f"Receding{kind.__name__}", (Receding, kind), members)

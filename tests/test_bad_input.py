@@ -1,0 +1,203 @@
+"""Whether what goes wrong in a training is said in a sentence, before it does damage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import FxpruneError, OptimizerError
+from fxprune.model import PreparedModel
+from tests.methods.test_contract import CASES, batches, every, make, make_optimizer, train
+
+GRANULARITIES = ["weight", "stripe", "channel"]
+
+
+def followed(
+    method: fxprune.Feather | None = None, granularity: str = "channel"
+) -> tuple[PreparedModel, torch.optim.Optimizer, fxprune.Scheduler]:
+    prepared = make(method or fxprune.Feather(), granularity)
+    optimizer = make_optimizer(prepared)
+    return prepared, optimizer, fxprune.Scheduler(prepared, optimizer, total_steps=10)
+
+
+def state(prepared: PreparedModel) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(prepared.state_dict())
+
+
+@every(CASES)
+def test_a_gradient_that_is_not_finite_is_refused_before_the_step(method, granularity) -> None:
+    prepared, optimizer, _ = followed(method, granularity)
+    train(prepared, optimizer, 3)
+    x, y = next(batches())
+    nn.functional.cross_entropy(prepared(x), y).backward()
+    name = next(iter(prepared.fxprune.parameter_names))
+    prepared.get_parameter(name).grad.view(-1)[:2] = float("nan")
+    before = state(prepared)
+    with pytest.raises(FxpruneError, match=rf"{name}: the gradient is NaN or infinite in 2 of .* has not stepped"):
+        optimizer.step()
+    torch.testing.assert_close(prepared.state_dict(), before, rtol=0, atol=0)
+    train(prepared, optimizer, 1)
+    assert int(prepared.fxprune.step) == 4
+
+
+def test_what_masks_learn_is_watched_too() -> None:
+    prepared, optimizer, _ = followed(fxprune.FilterSkeleton(), "stripe")
+    for parameter in prepared.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    prepared.fxprune.weight_masks["first-weight"].variable.grad[0] = float("inf")
+    with pytest.raises(FxpruneError, match=r"the mask of first\.weight: the gradient is NaN or infinite in 9 of 144"):
+        optimizer.step()
+
+
+def test_gradients_that_are_large_but_finite_pass() -> None:
+    prepared, optimizer, _ = followed()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in prepared.parameters():
+        parameter.grad = torch.full_like(parameter, 1e38)  # their sum is infinite
+    optimizer.step()
+    assert int(prepared.fxprune.step) == 1
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_weights_that_are_not_finite_are_refused_by_name(granularity: str) -> None:
+    prepared = make(fxprune.Feather(), granularity)
+    with torch.no_grad():
+        prepared.first.weight[0] = float("nan")
+    with pytest.raises(FxpruneError, match=r"first\.weight: (108 of 1728|9 of 144) weights are NaN or infinite"):
+        fxprune.prune(prepared)
+    assert not prepared.fxprune.calls
+
+
+@pytest.mark.parametrize("total_steps", [7.5, float("nan"), float("inf"), 0.5])
+def test_a_fraction_of_steps_is_refused(total_steps: float) -> None:
+    with pytest.raises(OptimizerError, match=rf"total_steps={total_steps}: give the number of optimizer steps"):
+        fxprune.Scheduler(make(fxprune.Feather(), "channel"), total_steps=total_steps)
+
+
+def test_past_its_end_a_schedule_stays_at_the_target() -> None:
+    prepared, optimizer, scheduler = followed()
+    train(prepared, optimizer, 13)
+    assert scheduler.sparsity == prepared.fxprune.target.share
+    fxprune.Scheduler(prepared, make_optimizer(prepared), total_steps=5)  # of a second training
+
+
+def test_a_second_scheduler_on_the_same_optimizer_is_refused() -> None:
+    prepared, optimizer, _ = followed()
+    with pytest.raises(OptimizerError, match="follows this optimizer already, and each step would count twice"):
+        fxprune.Scheduler(prepared, optimizer, total_steps=10)
+    train(prepared, optimizer, 1)
+    assert int(prepared.fxprune.step) == 1
+    other = make(fxprune.Feather(), "channel")
+    optimizer.add_param_group({"params": list(other.parameters())})
+    fxprune.Scheduler(other, optimizer, total_steps=10)  # two models may share an optimizer
+    optimizer.step()
+    assert int(other.fxprune.step) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"method": fxprune.Feather(p=1)}, r"p=1\)"),
+        ({"method": fxprune.ST3()}, r"method=ST3"),
+        ({"target": fxprune.Sparsity(0.9)}, r"masked=0\.9"),
+        ({"granularity": "weight"}, r"granularity='weight'"),
+        ({"granularity": "channel"}, r"granularity='channel'"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_of_other_masks_is_refused_before_anything_is_loaded(options, difference, strict) -> None:
+    own = {"method": fxprune.Feather(), "target": fxprune.Sparsity(0.6), "granularity": "stripe"}
+    prepared = make(fxprune.Feather(), "stripe")
+    x, original = torch.randn(2, 3, 8, 8), copy.deepcopy(prepared)
+    other = fxprune.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), x, **{**own, **options})
+    held = nn.ModuleDict({"student": prepared})
+    saved = {f"student.{name}": value for name, value in other.state_dict().items()}
+    with pytest.raises(FxpruneError, match=rf"prepared with .*{difference}.*, and this one with .*prepare it in the"):
+        held.load_state_dict({**saved, "student.stem.weight": torch.zeros(12, 3, 3, 3)}, strict=strict)
+    torch.testing.assert_close(prepared.state_dict(), original.state_dict(), rtol=0, atol=0)
+    weights = {name: value for name, value in saved.items() if not name.startswith("student.fxprune.")}
+    held.load_state_dict(weights, strict=False)
+
+
+def test_weights_of_ordinary_norms_are_no_receding_ones() -> None:
+    original, prepared = make(fxprune.Feather(), "channel"), make(fxprune.RNI(), "channel")
+    weights = {name: value for name, value in original.state_dict().items() if not name.startswith("fxprune.")}
+    with pytest.raises(RuntimeError, match=r"inner: this is the state of an ordinary batch norm.*sigmoid"):
+        prepared.load_state_dict(weights, strict=False)
+
+
+def replace_weight(prepared: PreparedModel) -> None:
+    prepared.first.weight = nn.Parameter(torch.randn_like(prepared.first.weight))
+
+
+def test_a_weight_that_the_optimizer_does_not_hold_any_more_is_refused() -> None:
+    prepared, optimizer, _ = followed()
+    replace_weight(prepared)
+    with pytest.raises(OptimizerError, match=r"first\.weight has been replaced since the Scheduler was made"):
+        train(prepared, optimizer, 1)
+    optimizer = make_optimizer(prepared)
+    fxprune.Scheduler(prepared, optimizer, total_steps=10)
+    train(prepared, optimizer, 1)
+
+
+CHANGES: list[tuple[Callable[[PreparedModel], object], str]] = [
+    (lambda p: p.add_module("extra", nn.Linear(5, 5)), r"the layer extra was added after fxprune\.prepare"),
+    (lambda p: p.__delattr__("second"), "the layer second was removed"),
+    (lambda p: p.__setattr__("second", nn.Identity()), r"second was Conv2d\(.*and became Identity\(\)"),
+    (lambda p: p.__setattr__("head", nn.Linear(13, 5)), r"head was Linear\(.*and became Linear\(in_features=13"),
+    (lambda p: p.__setattr__("norm", nn.SyncBatchNorm(12)), r"norm was BatchNorm2d\(.*and became SyncBatchNorm\("),
+    (lambda p: p.fxprune.unit_masks.clear(), r"the layer fxprune\.unit_masks\.\S+ was removed"),
+    (lambda p: p.head.__setattr__("weight", nn.Parameter(torch.randn(5, 13))), r"head\.weight has the sizes \(5, 13\)"),
+    (lambda p: p.first.__delattr__("weight"), r"first\.weight, which is masked, is gone"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+@pytest.mark.parametrize("act", ["Scheduler", "prune", "convert"])
+def test_a_model_that_was_changed_is_refused(change, message: str, act: str) -> None:
+    prepared = copy.deepcopy(make(fxprune.Feather(), "channel"))
+    change(prepared)
+    acts = {
+        "Scheduler": lambda: fxprune.Scheduler(prepared, total_steps=3),
+        "prune": lambda: fxprune.prune(prepared),
+        "convert": lambda: fxprune.convert(prepared),
+    }
+    with pytest.raises(FxpruneError, match=f"{message}.*(change the original model and prepare it again)"):
+        acts[act]()
+
+
+def test_what_leaves_the_graph_true_is_no_change() -> None:
+    prepared = make(fxprune.Feather(), "channel")
+    prepared.head = nn.Linear(12, 5)
+    prepared.norm.momentum = 0.01
+    nn.utils.parametrizations.weight_norm(prepared.second)
+    optimizer = make_optimizer(prepared.double())
+    fxprune.Scheduler(prepared, optimizer, total_steps=2)
+    for _ in range(2):
+        prepared(torch.randn(4, 3, 8, 8).double()).square().sum().backward()
+        optimizer.step()
+    x = torch.randn(2, 3, 8, 8).double()
+    torch.testing.assert_close(fxprune.convert(prepared.eval())(x), prepared(x))
+
+
+@every(CASES)
+def test_converted_before_any_step_nothing_has_gone(method, granularity) -> None:
+    prepared = make(method, granularity).eval()
+    if isinstance(method, fxprune.FilterSkeleton):
+        for variable in prepared.fxprune.variables.values():
+            variable.data.fill_(1)
+    compact, x = fxprune.convert(prepared), torch.randn(4, 3, 8, 8)
+    assert compact.report.units_removed == 0
+    torch.testing.assert_close(compact(x), prepared(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_closure_would_hide_gradients_from_a_method_that_edits_them() -> None:
+    prepared, optimizer, _ = followed(fxprune.FilterSkeleton(), "stripe")
+    with pytest.raises(OptimizerError, match="FilterSkeleton changes gradients before each step, and a closure"):
+        optimizer.step(lambda: prepared(torch.randn(2, 3, 8, 8)).sum())
