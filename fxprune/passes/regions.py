@@ -119,10 +119,8 @@ class Search:
         calls = self.calls[path]
         if not calls.inputs:
             raise TraceError("it is not called with the example inputs")
-        inside = [name for name in self.calls if name.startswith(f"{path}.")]
-        past = [name for name in (path, *inside) if self.calls[name].owner_absent and name != path]
-        if past:
-            raise TraceError(f"{past[0]} inside of it is also called from outside")
+        for name in sorted(calls.called_outside):
+            raise TraceError(f"{name} inside of it is also called from outside")
         for name, line in calls.read_outside.items():
             raise TraceError(f"{name} inside of it is also read from outside ({line})")
         if any(t.numel() == 0 for t in tree_leaves(calls.inputs) if isinstance(t, Tensor)):

@@ -32,7 +32,7 @@ class Calls:
 
     inputs: list[Inputs] = field(default_factory=list)
     shapes: list[Any] = field(default_factory=list)
-    owner_absent: bool = False  # called past the module that holds it
+    called_outside: set[str] = field(default_factory=set)  # modules inside that are called while it is not running
     read_outside: dict[str, str] = field(default_factory=dict)  # tensors inside that other code reads, and its line
 
 
@@ -44,10 +44,8 @@ def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:
 
     def enter(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            parent = name.rpartition(".")[0]
-            while parent and not calls[parent].shapes and type(root.get_submodule(parent)).forward is nn.Module.forward:
-                parent = parent.rpartition(".")[0]  # a list of modules is never called itself
-            calls[name].owner_absent |= bool(parent) and parent not in active
+            for owner in set(find_owners(name)).difference(active):
+                calls[owner].called_outside.add(name)
             active.append(name)
             note_call(calls[name], (args, kwargs))
 

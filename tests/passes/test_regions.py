@@ -359,3 +359,32 @@ def test_weights_of_regions_are_pruned_one_by_one_too() -> None:
     prepared = fxprune.prepare(model, images(), granularity="weight")
     prepared.fxprune.refresh({n: prepared.get_parameter(n) for n in prepared.fxprune.parameter_names}, 0.7)
     assert_same(prepared, fxprune.convert(prepared), images(4, 9))
+
+
+def test_the_blocks_of_a_sequence_may_be_called_one_by_one_from_around_it() -> None:
+    """As detectors do to keep what lies between: the module that does so is one region."""
+
+    class Extractor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 6, 3))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            found = []
+            for block in self.features:
+                x = block(x)
+                found.append(x)
+            return found[-1:]
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = Extractor()
+
+        def forward(self, x: Tensor) -> Tensor:
+            (x,) = self.backbone(x)
+            return x[:, : 3 if float(x.mean()) > 1e9 else 6]
+
+    prepared = fxprune.prepare(Detector(), torch.randn(2, 3, 12, 12))
+    assert [region.path for region in prepared.graphs.regions] == ["backbone"]
+    assert prepared.fxprune.gates.numel() == 20
