@@ -19,7 +19,7 @@ def prepare_randomised(model: nn.Module, inputs: Any, heads: Literal["whole", "i
     """Prepare a model in double precision, in eval mode, with random parameters."""
     model = model.double().eval()
     randomise(model)
-    return fxprune.prepare(model, inputs, heads=heads)
+    return fxprune.prepare(model, inputs, target=fxprune.Sparsity(0.5, least=0), heads=heads)
 
 
 def convert_closed(prepared: PreparedModel, *others: Any, share: float = 0.5, seed: int = 3) -> TracedModel:

@@ -202,7 +202,7 @@ def check_network(steps: list[tuple], width: int, share: float, seed: int, granu
     randomise(model, seed)
     x = varied_images(3, 3, 9)
     settle_statistics(model, x, seed)
-    prepared = fxprune.prepare(model, x, granularity=granularity, heads=heads)
+    prepared = fxprune.prepare(model, x, target=fxprune.Sparsity(0.5, least=0), granularity=granularity, heads=heads)
     if granularity == "channel":
         close_units(prepared, share, seed)
     else:

@@ -149,7 +149,7 @@ def prepare(subject: Subject, result: Result) -> PreparedModel:
     """Prepare the model, and count what may go."""
     args, kwargs = subject.inputs(2, subject.size)
     try:
-        prepared = fxprune.prepare(subject.model, kwargs or args)
+        prepared = fxprune.prepare(subject.model, kwargs or args, target=fxprune.Sparsity(0.5, least=0))
     except TraceError:
         result.stage, result.traced = "trace", False
         raise
