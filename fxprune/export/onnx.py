@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxprune.errors import ExactnessError, ExportError
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
+from fxprune.export.fold_pad import fold_pads
 from fxprune.export.graph_constants import get_input, read_constant
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
 from fxprune.export.ort_cpu import OrtCpu
@@ -202,6 +203,7 @@ def _simplify(graph: ir.Model) -> Folding:
         optimizer.fold_constants(graph, should_fold=_is_rearranged_constant)
     _drop_wrong_biases(graph)
     folding = fold_batchnorm(graph)
+    fold_pads(graph)
     tidy = (
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
