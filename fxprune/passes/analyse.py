@@ -17,13 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import TraceError
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
-from fxprune.passes.guards import check_failure
+from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
 from fxprune.shadow.products import note_product
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
+
+EQUAL = ((operator.eq, True), (operator.ne, False))
+"""Questions, and the answers that say that two numbers are equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class Channels:
     moves: set[fx.Node]  # nodes that only move elements
     elementwise: set[fx.Node]  # nodes that work position by position
     plain: set[fx.Node]  # nodes that take no numbers of channels: with fewer channels they give fewer, as they are
-    widths: set[fx.Node]  # numbers that follow from numbers of channels alone, not from batch or image size
+    widths: set[fx.Node]  # numbers that no batch or image size changes: of channels, or held by guards
     weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
     readers: list[Reader]
     mixes: list[Mix]
@@ -177,6 +180,7 @@ class ShadowRun:
         self.elementwise: set[fx.Node] = set()
         self.plain: set[fx.Node] = set()
         self.widths: set[fx.Node] = set()
+        self.fixed: set[tuple[fx.Node, int]] = set()  # dimensions of which a guard says that they have one size only
         self.only_moved = self.only_elements = True
         self.called = self.counts = False  # whether the node that runs called an op; may take numbers of channels
         self.counted: dict[fx.Node, list[Tensor]] = {}  # numbers in which channels are counted, and their ids
@@ -240,6 +244,8 @@ class ShadowRun:
                 results[node] = freeze(env[node])
                 if type(env[node]) in (int, float):
                     self.note_number(node, results)
+                elif node.target is check_guard:
+                    self.note_fixed(node, results)
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()
                     self.elementwise |= {node} if self.only_elements else set()
@@ -273,16 +279,26 @@ class ShadowRun:
 
     def is_width(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
         """Whether a number is a tensor's number of channels, or computed from such numbers only."""
-        source, dim = (*node.args, None, None)[:2]
+        source = node.args[0] if node.args else None
         if node.target in ("numel", "nelement", torch.numel) and isinstance(source, fx.Node):
             return all(self.counts_channels(results[source], d) for d in range(len(results[source].shape)))
-        if isinstance(source, fx.Node) and isinstance(dim, int):
-            if node.target is operator.getitem and isinstance(source.args[0], fx.Node):
-                source = source.args[0]  # x.shape[1], x.size()[1]
-            tensor = results[source]
-            if isinstance(tensor, Shadow):
-                return self.counts_channels(tensor, dim % len(tensor.shape))
+        measured = find_measured(node, results)
+        if measured is not None:
+            return measured in self.fixed or self.counts_channels(results[measured[0]], measured[1])
         return bool(node.all_input_nodes) and self.widths.issuperset(node.all_input_nodes)
+
+    def note_fixed(self, guard: fx.Node, results: dict[fx.Node, Any]) -> None:
+        """Note the size that a guard holds to a literal: `x.shape[2] != 32`, which has to be False."""
+        question, answer = guard.args[:2]
+        if not isinstance(question, fx.Node) or (question.target, answer) not in EQUAL:
+            return
+        number, literal = (*question.args, None)[:2]
+        if not isinstance(number, fx.Node) or type(literal) is not int:
+            return
+        measured = find_measured(number, results)
+        if measured is not None:
+            self.fixed.add(measured)
+            self.widths.add(number)
 
     def counts_channels(self, tensor: Shadow, dim: int) -> bool:
         """Whether a dimension is one of channels alone; heads that are folded into the batch are not."""
@@ -382,6 +398,18 @@ def hides_layers(module: nn.Module) -> bool:
     if hasattr(module, "parametrizations"):
         return False
     return any(True for _ in module.children()) or not set(dict(module.named_parameters())) <= {"weight", "bias"}
+
+
+def find_measured(node: fx.Node, results: dict[fx.Node, Any]) -> tuple[fx.Node, int] | None:
+    """The tensor and the dimension whose size a number is: `x.size(1)`, `x.shape[1]`, `x.size()[1]`."""
+    source, dim = (*node.args, None, None)[:2]
+    if not isinstance(source, fx.Node) or not isinstance(dim, int):
+        return None
+    above = source.args[0] if source.args else None
+    if node.target is operator.getitem and isinstance(above, fx.Node):
+        source = above
+    tensor = results[source]
+    return (source, dim % len(tensor.shape)) if isinstance(tensor, Shadow) else None
 
 
 def varies_by_channel(constant: Constant, ids: Ids) -> bool:

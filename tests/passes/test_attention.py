@@ -464,6 +464,27 @@ def test_the_module_loses_whole_heads() -> None:
     assert tuple(compact.a.out_proj.weight.shape) == (16, 2 * 4)
 
 
+class Bare(nn.Module):
+    """Attention over the model's input as it is, of which the code asks whether it has the right width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("heads", ["whole", "inner"])
+def test_heads_go_where_attention_reads_the_input_itself(heads: Literal["whole", "inner"]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    prepared = prepare_randomised(Bare(), x, heads)
+    compact = convert_closed(prepared, torch.randn(2, 5, 16, dtype=torch.float64), seed=1)
+    assert not compact.report.kept
+    assert 0 < compact.attention.in_proj_weight.size(0) < 48
+
+
 @pytest.mark.parametrize("name", ["grouped queries", "grouped queries, expanded", "grouped queries, sdpa"])
 def test_queries_that_share_a_key_are_one_unit(name: str) -> None:
     prepared = prepared_case(name, "whole")
