@@ -61,8 +61,7 @@ def make_case(source: Source, name: str) -> Case:
 def runs_on_meta(source: Source, name: str, candidate: Candidate) -> bool:
     """Whether a candidate runs in both modes; on the meta device, which computes shapes alone, so that it is quick."""
     try:
-        with torch.device("meta"):
-            model = source.build(name, candidate.options)
+        model = build_on_meta(source, name, candidate.options)
         args, kwargs = cast(source.draw(name, model)(2, candidate.size, 0), torch.float32)
         args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
         for training in (False, True):
@@ -70,6 +69,15 @@ def runs_on_meta(source: Source, name: str, candidate: Candidate) -> bool:
     except Exception:  # noqa: BLE001 - whatever it is, the next candidate is tried
         return False
     return True
+
+
+def build_on_meta(source: Source, name: str, options: dict[str, Any]) -> nn.Module:
+    """Build a model without memory for its weights; with it, where the constructor reads values, as RegNet's does."""
+    try:
+        with torch.device("meta"):
+            return source.build(name, options)
+    except RuntimeError:
+        return source.build(name, options).to("meta")
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:

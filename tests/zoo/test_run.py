@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tests.zoo.cases import Candidate, Source, draw_images, make_case
 from tests.zoo.meaning import compare, randomise
 from tests.zoo.measure import measure
 from tests.zoo.result import Record, Result, Stopped, read_results
@@ -77,3 +78,23 @@ def test_what_takes_too_long_is_ended_and_noted(tmp_path: Path) -> None:
     assert [(result.name, result.failures[0].error) for result in results] == [("alexnet", "Timeout")]
     write_table(results, tmp_path / "table.md")
     assert "alexnet" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+class Planned(nn.Module):
+    """A layer whose width its constructor computes with a tensor, as RegNet's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, int(torch.linspace(4, 8, 2)[1]), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_models_that_compute_their_widths_get_small_images_too() -> None:
+    source = Source(
+        candidates=lambda name: iter([Candidate({}, 32, 48), Candidate({}, 299, 331)]),
+        build=lambda name, options: Planned(),
+        draw=lambda name, model: draw_images,
+    )
+    assert make_case(source, "planned").size == 32
