@@ -59,7 +59,7 @@ def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
     So code is found out that tells what it is traced with from tensors, calls a layer past its module, or leaves a
     result in an attribute.
     """
-    code = copy_model(model)
+    code = copy_model(model, share_weights=True)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(code), in_eval_mode(traced):
         wanted = floats_of(code, inputs)
         if are_alike(wanted, floats_of(traced, inputs)) or not are_alike(wanted, floats_of(code, inputs)):

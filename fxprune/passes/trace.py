@@ -70,8 +70,8 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs) -> Region:
     return Region(path, evaluated if same else train, evaluated, inputs)
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Copy the model, or say why that is impossible."""
+def copy_model(model: nn.Module, share_weights: bool = False) -> nn.Module:
+    """Copy the model, or say why that is impossible; a copy that only runs in eval mode may share the parameters."""
     for name, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule) and named_tensors(part):
             raise TraceError(
@@ -79,7 +79,7 @@ def copy_model(model: nn.Module) -> nn.Module:
                 "trained; pass the Python module that it was made of, and script the model that convert returns"
             )
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()} if share_weights else {})
     except (RuntimeError, TypeError, AttributeError) as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({error}); fxprune works on a copy so that your model stays "

@@ -388,3 +388,12 @@ def test_the_blocks_of_a_sequence_may_be_called_one_by_one_from_around_it() -> N
     prepared = fxprune.prepare(Detector(), torch.randn(2, 3, 12, 12))
     assert [region.path for region in prepared.graphs.regions] == ["backbone"]
     assert prepared.fxprune.gates.numel() == 20
+
+
+def test_weights_are_copied_once_to_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[Any] = []
+    copy_parameter = nn.Parameter.__deepcopy__
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda p, memo: copied.append(p) or copy_parameter(p, memo))
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    fxprune.prepare(model, torch.randn(2, 4))
+    assert len(copied) == len(list(model.parameters()))
