@@ -25,7 +25,7 @@ from tests.exactness import close_units
 from tests.zoo.cases import Case, cast, make_case
 from tests.zoo.lists import get_family
 from tests.zoo.meaning import compare, damp_branches, outputs_of, randomise, settle
-from tests.zoo.result import LONGEST, Record, Result, Stopped, hide_folders
+from tests.zoo.result import LONGEST, Record, Result, Stopped, hide_folders, shorten
 from tests.zoo.rows import OUTPUT, add_up, count_gated, count_rows
 
 SHARE = 0.5
@@ -251,20 +251,21 @@ def check_onnx(result: Result, subject: Subject, compact: TracedModel) -> None:
     try:
         result.onnx = export(compact.float().eval(), inputs)
     except Exception:
-        result.onnx_status = "exporter cannot" if is_refused(subject.model, inputs) else "fails"
+        result.refusal = find_refusal(subject.model, inputs)
+        result.onnx_status = "fails" if result.refusal is None else "exporter cannot"
         raise
     result.onnx_status = "agrees"
 
 
-def is_refused(model: nn.Module, inputs: Any) -> bool:
-    """Whether the original cannot be exported either, for a reason that lies outside of fxprune."""
+def find_refusal(model: nn.Module, inputs: Any) -> str | None:
+    """Why the original cannot be exported either; None where it can, or where that is a bug of our own."""
     try:
         export(model.float().eval(), inputs)
-    except (ExactnessError, ExportError):
-        return True
+    except (ExactnessError, ExportError) as error:
+        return shorten(str(error))
     except Exception:  # noqa: BLE001 - a bug of our own, whatever the model
-        return False
-    return False
+        return None
+    return None
 
 
 def export(model: nn.Module, inputs: Any) -> float | None:

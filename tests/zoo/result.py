@@ -50,6 +50,7 @@ class Result:
     other_size: float | str | None = None  # the same at another image size; "fixed" where the original takes one
     onnx: float | None = None
     onnx_status: str | None = None  # "agrees", "fails", or "exporter cannot"
+    refusal: str | None = None  # why the original cannot be exported either
     seconds: float | None = None  # to prepare and convert
     total_seconds: float | None = None
     stage: str = "start"
@@ -64,7 +65,7 @@ class Result:
 
     def fail(self, stage: str, error: str, message: str) -> None:
         """Note a failure, its message in one line without paths of this machine."""
-        self.failures.append(Failure(stage, error, hide_folders(" ".join(message.split()))[:LONGEST]))
+        self.failures.append(Failure(stage, error, shorten(message)))
 
     def find_failure(self, *stages: str) -> Failure | None:
         """The first failure of these stages."""
@@ -80,6 +81,11 @@ class Result:
         fields: dict[str, Any] = json.loads(line)
         failures = [Failure(**failure) for failure in fields.pop("failures")]
         return cls(**fields, failures=failures)
+
+
+def shorten(message: str) -> str:
+    """A message in one line without paths of this machine, and its beginning only."""
+    return hide_folders(" ".join(message.split()))[:LONGEST]
 
 
 def hide_folders(text: str) -> str:

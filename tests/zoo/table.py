@@ -100,6 +100,12 @@ def list_models(results: Sequence[Result]) -> str:
     return tabulate(rows, headers=COLUMNS, tablefmt="pipe", disable_numparse=True)
 
 
+def list_refusals(results: Sequence[Result]) -> str:
+    """A table of the models that torch's exporter cannot do as they are, and its reasons."""
+    rows = [[result.name, escape(result.refusal)] for result in results if result.refusal is not None]
+    return tabulate(rows, headers=("model", "what the exporter says of the original"), tablefmt="pipe")
+
+
 def describe_columns(result: Result) -> list[str]:
     """The cells of one model but the last."""
     error = show_error(result.error)
@@ -126,7 +132,12 @@ def describe_failures(result: Result) -> str:
 def describe_failure(failure: Failure, longest: int = 160) -> str:
     """One failure, short enough for a table's cell."""
     message = failure.message if len(failure.message) <= longest else f"{failure.message[: longest - 3]}..."
-    return f"{failure.stage}: {failure.error}: {message}".replace("|", "\\|").replace("<", "&lt;")
+    return escape(f"{failure.stage}: {failure.error}: {message}")
+
+
+def escape(text: str) -> str:
+    """A text that may stand in a table's cell."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def describe_result(result: Result) -> str:
@@ -148,6 +159,8 @@ def write_table(results: Sequence[Result], path: Path) -> None:
     for family in dict.fromkeys(result.family for result in results):
         own = sorted((result for result in results if result.family == family), key=lambda result: result.name)
         parts += [f"\n## {family}\n", list_models(own)]
+        if any(result.refusal is not None for result in own):
+            parts += [f"\n### {family}: originals that cannot be exported\n", list_refusals(own)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.zoo.cases import Candidate, Source, draw_images, make_case
 from tests.zoo.meaning import compare, randomise
-from tests.zoo.measure import measure
+from tests.zoo.measure import find_refusal, measure
 from tests.zoo.result import Record, Result, Stopped, read_results
 from tests.zoo.rows import count_rows
 from tests.zoo.run import Limits, choose, run_all
@@ -98,3 +98,22 @@ def test_models_that_compute_their_widths_get_small_images_too() -> None:
         draw=lambda name, model: draw_images,
     )
     assert make_case(source, "planned").size == 32
+
+
+class Eigen(nn.Module):
+    """A model with an op that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x)
+
+
+def test_what_the_exporter_cannot_do_is_listed_with_its_reason(tmp_path: Path) -> None:
+    reason = find_refusal(Eigen(), (torch.randn(2, 3, 3),))
+    assert reason is not None
+    assert "linalg_eig" in reason
+    assert find_refusal(nn.Linear(3, 2), (torch.randn(2, 3),)) is None
+    results = [Result("own", "eigen", refusal=reason), Result("own", "linear")]
+    write_table(results, tmp_path / "table.md")
+    listed = (tmp_path / "table.md").read_text(encoding="utf-8").partition("originals that cannot be exported")[2]
+    assert "linalg_eig" in listed
+    assert "linear" not in listed.partition("linalg_eig")[0]
