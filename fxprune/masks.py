@@ -18,8 +18,9 @@ from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
 from fxprune.methods.shapes import choose_rectangles, find_price
 from fxprune.methods.targets import Target
-from fxprune.methods.threshold import layer_threshold, refuse_unfinite, select_threshold
+from fxprune.methods.threshold import layer_threshold, refuse_unfinite
 from fxprune.methods.unit_costs import UnitCosts
+from fxprune.methods.weight_costs import WeightCosts
 from fxprune.sharding import gather, spread
 
 Granularity = Literal["weight", "stripe", "channel"]
@@ -48,7 +49,7 @@ class Masks(nn.Module):
         *,
         units: int = 0,
         slices: Sequence[Slice] = (),
-        costs: UnitCosts | None = None,
+        costs: UnitCosts | WeightCosts | None = None,
         rectangles: bool = False,
     ) -> None:
         super().__init__()
@@ -65,7 +66,9 @@ class Masks(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("gates", torch.ones(units))
-        self.costs = UnitCosts(units, target) if costs is None and units and target is not None else costs
+        self.costs: UnitCosts | WeightCosts | None = costs
+        if costs is None and target is not None:
+            self.costs = UnitCosts(units, target) if units else WeightCosts(target)
         self.norms: list[tuple[str, str, Tensor]] = []
         self.parts: dict[str, nn.Module] = {}  # the prepared model's own modules by name, as they were traced
         self._places = [(place.parameter, place.dim) for place in slices]
@@ -215,14 +218,19 @@ class Masks(nn.Module):
         masks = self._weight_masks()
         measured = {mask.parameter: mask.measure(parameters[mask.parameter]) for mask in masks}
         scales = {mask.parameter: self.method.scale(parameters[mask.parameter]) for mask in masks}
-        constant = self.method.find_threshold()
-        if constant is None:
-            threshold = select_threshold(measured, sparsity, scales)
-        else:
-            threshold = torch.full_like(self.threshold, constant)
-        self.threshold.copy_(threshold)
+        thresholds = self._find_thresholds(measured, sparsity, scales)
+        self.threshold.copy_(max(thresholds.values()))
         for mask in masks:
+            threshold = thresholds[mask.parameter]
             mask.refresh(parameters[mask.parameter], layer_threshold(threshold, scales[mask.parameter]))
+
+    def _find_thresholds(
+        self, measured: Mapping[str, Tensor], sparsity: float, scales: Mapping[str, float]
+    ) -> dict[str, Tensor]:  # fmt: skip
+        constant = self.method.find_threshold()
+        if constant is None and isinstance(self.costs, WeightCosts):
+            return self.costs.choose(measured, sparsity, scales)
+        return dict.fromkeys(measured, torch.full_like(self.threshold, constant or 0.0))
 
     def _refresh_rectangles(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
         masks = self._weight_masks()
@@ -238,7 +246,7 @@ class Masks(nn.Module):
             mask.refresh(parameters[mask.parameter], own)
 
     def _refresh_units(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
-        assert self.costs is not None
+        assert isinstance(self.costs, UnitCosts)
         scores = self.method.score_units(parameters, self.slices, self.gates.numel())
         if not bool(scores.isfinite().all()):
             refuse_unfinite(parameters)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
-from fxprune.methods.targets import count_closed
+from fxprune.methods.threshold import count_closed
 from fxprune.stripes.rectangles import progressions
 
 MOST_SHAPES = 4

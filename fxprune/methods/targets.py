@@ -128,10 +128,5 @@ class Macs(Remaining):
     cost: ClassVar[Cost] = "multiply-accumulates"
 
 
-def count_closed(total: int, share: float) -> int:
-    """Give how much of a cost goes: the rank of the order statistic `v[floor((total - 1) * share)]`, and 1."""
-    return int((total - 1) * share) + 1 if share > 0 else 0
-
-
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

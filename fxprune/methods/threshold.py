@@ -43,15 +43,40 @@ def select_threshold(
     if not sparsity < 1:
         raise TargetError(f"a sparsity of {sparsity} closes everything; give less than 1")
     total = sum(weight.numel() for weight in weights.values())
+    return select_priced_threshold(weights, count_closed(total, sparsity), scales)
+
+
+def select_priced_threshold(
+    weights: Mapping[str, Tensor],
+    closed: int,
+    scales: Mapping[str, float] | None = None,
+    prices: Mapping[str, int] | None = None,
+) -> Tensor:
+    """Give the smallest magnitude T such that the weights with |w| / scale <= T cost `closed` or more together.
+
+    `prices` says what each weight of a layer costs, 1 for layers that it leaves out. All else is as for
+    `select_threshold`; `closed` is at most what all weights cost, and 0 or less gives 0.
+    """
     device = next((weight.device for weight in weights.values()), torch.device("cpu"))
     dtype = torch.float32
     for weight in weights.values():
         dtype = torch.promote_types(dtype, weight.dtype)
-    if sparsity <= 0 or total == 0:
+    cost = {name: (prices or {}).get(name, 1) for name, weight in weights.items() if weight.numel()}
+    unit = math.gcd(*cost.values())
+    if closed <= 0 or unit == 0:
         return torch.zeros((), dtype=dtype, device=device)
-    layers = [_Layer(name, _flatten(weight), (scales or {}).get(name, 1.0)) for name, weight in weights.items()]
-    search = _Search(layers, dtype, total, rank=math.floor((total - 1) * sparsity))
-    return _find(search).to(device)
+    layers = [
+        _Layer(name, _flatten(weights[name]), (scales or {}).get(name, 1.0), price // unit)
+        for name, price in cost.items()
+    ]
+    total = sum(layer.flat.numel() * layer.price for layer in layers)
+    number = sum(layer.flat.numel() for layer in layers)
+    return _find(_Search(layers, dtype, number, total, rank=(closed - 1) // unit)).to(device)
+
+
+def count_closed(total: int, share: float) -> int:
+    """Give how many of `total` close: the rank of the order statistic `v[floor((total - 1) * share)]`, and 1."""
+    return math.floor((total - 1) * share) + 1 if share > 0 and total > 0 else 0
 
 
 def layer_threshold(threshold: Tensor, scale: float) -> Tensor:
@@ -74,29 +99,42 @@ class _Layer(NamedTuple):
     name: str
     flat: Tensor  # [n], in the order of storage where the weight is dense
     scale: float
+    price: int
 
 
 class _Search(NamedTuple):
     layers: list[_Layer]
     dtype: torch.dtype
-    total: int
-    rank: int  # of the threshold among all magnitudes, from 0
+    number: int  # of magnitudes
+    total: int  # what they cost together
+    rank: int  # what those below the threshold cost at most
+
+    @property
+    def is_priced(self) -> bool:
+        return any(layer.price != 1 for layer in self.layers)
 
 
 class _Point(NamedTuple):
     bits: int
-    upto: int  # how many magnitudes are <= it
+    upto: int  # what the magnitudes that are <= it cost
+    number: int  # and how many they are
+
+
+class _Magnitudes(NamedTuple):
+    values: Tensor
+    prices: Tensor | None  # None where all are 1
 
 
 class _Survey(NamedTuple):
     low: _Point
     high: _Point
-    inside: Tensor | None  # the magnitudes in (low, high], or None where they are too many to be collected
+    inside: _Magnitudes | None  # those in (low, high], or None where they are too many to be collected
 
 
 @torch.no_grad()
 def _find(search: _Search) -> Tensor:
-    floor, ceiling = _Point(-1, 0), _Point(_to_bits(torch.finfo(search.dtype).max, search.dtype), search.total)
+    most = _to_bits(torch.finfo(search.dtype).max, search.dtype)
+    floor, ceiling = _Point(-1, 0, 0), _Point(most, search.total, search.number)
     for deviations in itertools.count(3, 9):  # floor.upto <= rank < ceiling.upto, and every round brings them closer
         low, high = _bracket(search, floor, ceiling, deviations)
         survey = _survey(search, low, high)
@@ -114,7 +152,7 @@ def _find(search: _Search) -> Tensor:
 
 def _bracket(search: _Search, floor: _Point, ceiling: _Point, deviations: int) -> tuple[int, int]:
     """Choose the bits (low, high] to survey: all that is left where few are, else by sampling, at last the middle."""
-    if ceiling.upto - floor.upto <= _most_inside(search):
+    if ceiling.number - floor.number <= _most_inside(search):
         return floor.bits, ceiling.bits
     if deviations <= 12:
         low, high = _sample_bracket(search, deviations)
@@ -127,18 +165,21 @@ def _bracket(search: _Search, floor: _Point, ceiling: _Point, deviations: int) -
 
 def _sample_bracket(search: _Search, deviations: int) -> tuple[int, int]:
     """Guess bits (low, high] around the threshold, so many standard deviations of a sample to each side."""
-    stride = search.total // min(_SAMPLE, search.total // _ROWS)
+    stride = search.number // min(_SAMPLE, search.number // _ROWS)
     while math.gcd(stride, 210) > 1:  # else it could hit the same places of every kernel
         stride += 1
     parts: list[Tensor] = []
+    prices: list[Tensor] = []
     start = 0
     for layer in search.layers:
         part = layer.flat[-start % stride :: stride].to(search.layers[0].flat.device, search.dtype)
         parts.append(part.abs() / layer.scale)
+        prices.append(torch.full((part.numel(),), layer.price))
         start += layer.flat.numel()
-    sample = torch.cat(parts).cpu()
-    count, share = sample.numel(), search.rank / search.total
-    middle, margin = share * count, deviations * (math.sqrt(count * share * (1 - share)) + 1)
+    price = torch.cat(prices)
+    sample = _Magnitudes(torch.cat(parts).cpu(), price if search.is_priced else None)
+    count, share, spread = int(price.sum()), search.rank / search.total, float(price.double().square().sum())
+    middle, margin = share * count, deviations * (math.sqrt(spread * share * (1 - share)) + int(price.max()))
     low, high = math.floor(middle - margin), math.ceil(middle + margin)
     low_bits = _to_bits(_pick(sample, low).item(), search.dtype) - 1 if low >= 0 else -1
     high_value = _pick(sample, high).item() if high < count else torch.finfo(search.dtype).max
@@ -152,38 +193,49 @@ def _survey(search: _Search, low: int, high: int) -> _Survey:
     """
     low_value, high_value = _from_bits(low, search.dtype), _from_bits(high, search.dtype)
     limit = _most_inside(search) if high - low > 1 else 0
-    between_count = above_count = 0
+    low_point, high_point = _Point(low, search.total, search.number), _Point(high, search.total, search.number)
     inside: list[Tensor] = []
-    for block, between, above in _blocks(search):
+    prices: list[Tensor] = []
+    for block, between, above, price in _blocks(search):
         torch.gt(block, low_value, out=between)
         torch.gt(block, high_value, out=above)
         columns = between.sub_(above).view(_ROWS, -1).sum(0)  # exact: whole numbers far below 2^24
         sums = torch.stack([columns.sum(), above.sum(), block.sum()]).tolist()  # a GPU is waited for once a block
         if not math.isfinite(sums[2]):
             refuse_unfinite({layer.name: layer.flat for layer in search.layers})
-        between_count += int(sums[0])
-        above_count += int(sums[1])
-        if sums[0] and between_count <= limit:
+        low_point, high_point = _subtract(low_point, sums[0] + sums[1], price), _subtract(high_point, sums[1], price)
+        if sums[0] and high_point.number - low_point.number <= limit:
             some = block.view(_ROWS, -1).index_select(1, columns.nonzero().squeeze(1)).flatten()
             inside.append(some[(some > low_value) & (some <= high_value)].cpu())
-    upto_high = search.total - above_count
-    collected = torch.cat(inside) if inside and between_count <= limit else None
-    return _Survey(_Point(low, upto_high - between_count), _Point(high, upto_high), collected)
+            prices.append(torch.full((inside[-1].numel(),), price))
+    if not inside or high_point.number - low_point.number > limit:
+        return _Survey(low_point, high_point, None)
+    collected = _Magnitudes(torch.cat(inside), torch.cat(prices) if search.is_priced else None)
+    return _Survey(low_point, high_point, collected)
 
 
-def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _subtract(point: _Point, above: float, price: int) -> _Point:
+    """Leave out magnitudes that lie above a point."""
+    return _Point(point.bits, point.upto - int(above) * price, point.number - int(above))
+
+
+def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
     """Yield all magnitudes in blocks of whole columns, filled up with -1, each with two temporaries of its size.
 
-    The three tensors are used again for the next block.
+    All of a block have the same price, which is the last. The three tensors are used again for the next block.
     """
     work = torch.empty(3, 0)
-    filled = 0
+    filled = price = 0
     for layer in search.layers:
         position = 0
+        if filled and layer.price != price:
+            yield *_fill_up(work, filled), price
+            filled = 0
+        price = layer.price
         while position < layer.flat.numel():
             if not work.numel() or work.device != layer.flat.device:
                 if filled:
-                    yield _fill_up(work, filled)
+                    yield *_fill_up(work, filled), price
                 work, filled = _new_work(search, layer.flat.device), 0
             piece = layer.flat[position : position + work.shape[1] - filled]
             magnitude = work[0, filled : filled + piece.numel()].copy_(piece).abs_()
@@ -192,15 +244,15 @@ def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             position += piece.numel()
             filled += piece.numel()
             if filled == work.shape[1]:
-                yield _fill_up(work, filled)
+                yield *_fill_up(work, filled), price
                 filled = 0
     if filled:
-        yield _fill_up(work, filled)
+        yield *_fill_up(work, filled), price
 
 
 def _new_work(search: _Search, device: torch.device) -> Tensor:
     block = _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
-    return torch.empty(3, min(block, search.total + -search.total % _ROWS), dtype=search.dtype, device=device)
+    return torch.empty(3, min(block, search.number + -search.number % _ROWS), dtype=search.dtype, device=device)
 
 
 def _fill_up(work: Tensor, filled: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,11 +263,15 @@ def _fill_up(work: Tensor, filled: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _most_inside(search: _Search) -> int:
-    return max(_FEW, search.total // 16)
+    return max(_FEW, search.number // 16)
 
 
-def _pick(values: Tensor, rank: int) -> Tensor:
-    return values.kthvalue(rank + 1).values
+def _pick(magnitudes: _Magnitudes, amount: int) -> Tensor:
+    """Give the smallest magnitude up to which all cost more than `amount`."""
+    if magnitudes.prices is None:
+        return magnitudes.values.kthvalue(amount + 1).values
+    ordered, order = magnitudes.values.sort()
+    return ordered[torch.searchsorted(magnitudes.prices[order].cumsum(0), amount, right=True)]
 
 
 def _flatten(weight: Tensor) -> Tensor:

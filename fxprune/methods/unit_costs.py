@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.methods.targets import Target, count_closed
+from fxprune.methods.targets import Target
+from fxprune.methods.threshold import count_closed
 
 _WAYS = 32  # ranks that are tried at a time
 

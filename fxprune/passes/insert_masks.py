@@ -25,7 +25,7 @@ from fxprune.passes.analyse import Channels
 from fxprune.passes.fences import find_fences, insert_fence
 from fxprune.passes.find_pins import find_pins
 from fxprune.passes.living import can_live, use_living
-from fxprune.passes.measure_costs import measure_unit_costs
+from fxprune.passes.measure_costs import measure_unit_costs, measure_weight_costs
 from fxprune.shadow.ids import PINNED
 
 
@@ -50,23 +50,25 @@ def insert_weight_masks(
     At stripe granularity those are the convolutions, and a gate holds for all input channels of a position; with
     `rectangles` what a filter keeps is a rectangle of its kernel.
     """
-    if target is not None and (
-        target.cost != "gates" or target.align > 1 or target.scope == "layer" or target.overrides
-    ):
+    if rectangles and target is not None and (target.cost != "gates" or target.scope == "layer" or target.overrides):
         raise TargetError(
-            "weights and stripes are pruned to a global share, as Sparsity(0.9); the rest is for channels"
+            f"target={target}: rectangles are priced over all layers alike; give Sparsity(0.5) alone, "
+            "or leave shapes='rectangles' out"
         )
     masks = Masks(method, target, granularity, rectangles=rectangles)
+    gates: dict[str, int] = {}
     shared = find_called_parameters(model)
     for name, rows in channels.weights.items():
         weight = find_tensor(model, name)
         fits = granularity == "weight" or weight.dim() > 2
         if fits and name not in excluded and id(weight) not in shared:
             norms = find_norms(model, channels, name, rows) if method.mutes_norms else []
-            masks.add_weight_mask(name, weight, rows, norms)
+            gates[name] = masks.add_weight_mask(name, weight, rows, norms).measure(weight).numel()
     if not masks.weight_masks:
         kinds = "convolution" if granularity == "stripe" else "convolution or linear layer"
         raise TargetError(f"no weight is left to prune: the model has no {kinds} that is not excluded")
+    if target is not None:
+        masks.costs = measure_weight_costs(model, channels, gates, target)
     pinned = {str(pin): pin.rows for pin in find_pins(channels)}
     prepared = PreparedModel(model, masks, pinned)
     for graph in prepared.graphs:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fxprune.errors import TargetError
 from fxprune.methods.targets import Target
+from fxprune.methods.threshold import count_closed
 from fxprune.methods.unit_costs import Term, UnitCosts
+from fxprune.methods.weight_costs import WeightCosts
 from fxprune.model import TracedModel, find_tensor, named_tensors
 from fxprune.passes.analyse import Channels, is_traced
 from fxprune.passes.exclude import find_excluded
@@ -38,9 +40,35 @@ def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, 
     else:
         total = int(numbers.max()) + 1
     made = {name: numbers[channels.units_along(name, rows)] for name, rows in channels.weights.items()}
-    own = find_own_shares(model, made, int(numbers.max()) + 1, target)
+    own = torch.full((int(numbers.max()) + 1,), math.nan, dtype=torch.float64)
+    for name, share in find_own_shares(model, {n for n in made if bool((made[n] >= 0).any())}, target).items():
+        own[made[name][made[name] >= 0]] = share
     costs = UnitCosts(int(numbers.max()) + 1, target, list(places.values()), terms, total, own)
-    check_reach(costs, made)
+    check_overrides(costs, made)
+    check_reach(target, int(costs.cost(costs.size - costs.most_closed())), costs.total)
+    return costs
+
+
+def measure_weight_costs(
+    model: TracedModel, channels: Channels, gates: dict[str, int], target: Target
+) -> WeightCosts:  # fmt: skip
+    """Give the cost that the target names as a function of the open weights or stripes, `gates` of each parameter.
+
+    A weight costs 1 parameter, and a multiply-accumulate each time it is used. Raises as `measure_unit_costs` does.
+    """
+    if target.align > 1:
+        raise TargetError(f"align={target.align} is for widths: give granularity='channel', or leave it out")
+    total = sum(gates.values())
+    prices = dict.fromkeys(gates, 1)
+    if target.cost == "parameters":
+        total = sum(shape.numel() for shape in list_parameters(model, channels).values())
+        prices = {name: find_tensor(model, name).numel() // number for name, number in gates.items()}
+    elif target.cost == "multiply-accumulates":
+        products = evaluated_products(model, channels)
+        total = sum(product.macs for product in products)
+        prices = {n: sum(p.macs for p in products if p.source == n) // number for n, number in gates.items()}
+    costs = WeightCosts(target, prices, total, find_own_shares(model, set(gates), target))
+    check_reach(target, costs.count_least(gates), total)
     return costs
 
 
@@ -83,40 +111,40 @@ def evaluated_products(model: TracedModel, channels: Channels) -> list[Product]:
     return [product for product in channels.products if product.node.graph in evaluated]
 
 
-def find_own_shares(model: TracedModel, made: dict[str, Tensor], units: int, target: Target) -> Tensor:
-    """Give the share of each unit's group that an override closes, [units]; NaN for units without one.
+def find_own_shares(model: TracedModel, weights: set[str], target: Target) -> dict[str, float]:
+    """Give the share that an override closes of the layers with these weights, by name, in the order of the overrides.
 
-    `made` are the units that the rows of each weight make. Raises PatternError where a pattern matches nothing,
-    TargetError where nothing that it matches can be pruned.
+    Raises PatternError where a pattern matches nothing, TargetError where nothing that it matches can be pruned.
     """
-    own = torch.full((units,), math.nan, dtype=torch.float64)
+    own: dict[str, float] = {}
     for pattern, value in target.overrides.items():
-        matched = find_excluded(model, [pattern], "overrides")
-        index = torch.cat([torch.zeros(0, dtype=torch.int64), *(made[name] for name in made if name in matched)])
-        if not bool((index >= 0).any()):
-            raise TargetError(f"overrides={{{pattern!r}: {value}}}: no channel that these layers make can be pruned")
-        own[index[index >= 0]] = target.override(value)
+        matched = find_excluded(model, [pattern], "overrides") & weights
+        if not matched:
+            raise TargetError(f"overrides={{{pattern!r}: {value}}}: nothing of these layers can be pruned")
+        own = {name: share for name, share in own.items() if name not in matched}
+        own |= dict.fromkeys(sorted(matched), target.override(value))
     return own
 
 
-def check_reach(costs: UnitCosts, made: dict[str, Tensor]) -> None:
-    """Refuse a target that cannot be met with everything closed that may close; `made` are the units of each layer."""
-    target, may = costs.target, costs.most_closed()
-    for group in (costs.asked - may >= costs.quantum).nonzero().flatten().tolist():
+def check_overrides(costs: UnitCosts, made: dict[str, Tensor]) -> None:
+    """Refuse overrides that ask for less than the floor; `made` are the units that each weight's rows make."""
+    for group in (costs.asked - costs.most_closed() >= costs.quantum).nonzero().flatten().tolist():
         name = next(name for name, index in made.items() if bool((costs.group[index[index >= 0]] == group).any()))
         size, asked = int(costs.size[group]), int(costs.asked[group])
         raise TargetError(
-            f"{name}: overrides leave {size - asked} of {size} units open, but at least {target.least} stay, "
+            f"{name}: overrides leave {size - asked} of {size} units open, but at least {costs.target.least} stay, "
             f"in steps of {int(costs.quantum[group])}; ask for less there, or lower least or align"
         )
-    least = int(costs.cost(costs.size - may))
-    if least <= costs.limit(target.share):
+
+
+def check_reach(target: Target, least: int, total: int) -> None:
+    """Refuse a target that cannot be met, where at the least so much of the `total` cost remains."""
+    if least <= total - count_closed(total, target.share):
         return
-    what = "units" if target.cost == "gates" else target.cost
     raise TargetError(
-        f"{target} cannot be reached: with every channel closed that may close {least / costs.total:.2%} of the {what} "
-        f"remain ({least:,} of {costs.total:,}; at least {target.least} of each group of channels stays); "
-        "ask for less, or leave fewer layers out by exclude, align, least or overrides"
+        f"{target} cannot be reached: with everything closed that may close {least / total:.2%} of the {target.cost} "
+        f"remain ({least:,} of {total:,}; at channel granularity at least {target.least} of each group of channels "
+        "stays); ask for less, or leave fewer layers out by exclude, align, least or overrides"
     )
 
 

@@ -12,7 +12,9 @@ import fxprune
 from fxprune.errors import FxpruneError, PatternError, TargetError
 from fxprune.methods.targets import Target
 from fxprune.methods.unit_costs import Choice, Term, UnitCosts, group_units
+from fxprune.methods.weight_costs import WeightCosts
 from fxprune.model import PreparedModel
+from fxprune.passes.bake_masks import bake_masks
 from tests.exactness import close_units, randomise
 
 
@@ -105,7 +107,7 @@ def run_schedule(model: nn.Module, inputs: Tensor, target: Target, granularity: 
 
 def costs_of(prepared: PreparedModel) -> UnitCosts:
     costs = prepared.fxprune.costs
-    assert costs is not None
+    assert isinstance(costs, UnitCosts)
     return costs
 
 
@@ -242,18 +244,54 @@ def test_an_override_holds_for_the_layers_it_names_and_the_target_for_the_whole(
         assert 0 <= costs.limit(target.share) - left <= price_of_a_block(costs, open_units(prepared))
 
 
+def test_overrides_follow_the_schedule_too() -> None:
+    costs = UnitCosts(100, fxprune.Sparsity(0.5), own=torch.full((100,), 0.8))
+    choice = costs.choose(torch.rand(100), 0.25)  # half of the way
+    assert int((choice.magnitudes <= choice.thresholds).sum()) == 40
+
+
+def test_parameters_that_nothing_reads_are_gone_in_the_compact_model() -> None:
+    inputs = torch.randn(IMAGES)
+    model = build(Residual)
+    model.unused = nn.Linear(100, 70)
+    target = fxprune.Params(remaining=0.6)
+    prepared = run_schedule(model, inputs, target)
+    costs = costs_of(prepared)
+    assert costs.total - int(costs.cost(costs.size)) == 7070
+    reached = count_cost(fxprune.convert(prepared), inputs, target)
+    assert 0 <= 0.6 * costs.total - reached <= price_of_a_block(costs, open_units(prepared))
+
+
+class Auxiliary(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(24, 90)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        out = super().forward(x)
+        return (out, self.auxiliary(self.stem(x).mean((2, 3)))) if self.training else out
+
+
+def test_what_only_training_runs_costs_nothing() -> None:
+    inputs = torch.randn(IMAGES)
+    prepared = fxprune.prepare(build(Auxiliary), inputs, target=fxprune.Macs(remaining=0.5))
+    assert costs_of(prepared).total == count_cost(build(Residual), inputs, fxprune.Macs(remaining=0.5))
+
+
 def test_a_pattern_that_matches_nothing_or_nothing_prunable_is_refused() -> None:
     inputs = torch.randn(IMAGES)
     with pytest.raises(PatternError, match="overrides='layer9' matches no module"):
         fxprune.prepare(Residual(), inputs, target=fxprune.Macs(remaining=0.5, overrides={"layer9": 0.5}))
-    with pytest.raises(TargetError, match="no channel that these layers make can be pruned"):
+    with pytest.raises(TargetError, match="nothing of these layers can be pruned"):
         fxprune.prepare(Residual(), inputs, target=fxprune.Macs(remaining=0.5, overrides={"head": 0.5}))
 
 
 @pytest.mark.parametrize("kind", [fxprune.Params, fxprune.Macs])
 def test_a_target_out_of_reach_is_refused_with_what_can_be_reached(kind: type) -> None:
     inputs = torch.randn(IMAGES)
-    with pytest.raises(TargetError, match=r"remain \(([\d,]+) of [\d,]+; at least 6 of each") as refusal:
+    with pytest.raises(
+        TargetError, match=r"remain \(([\d,]+) of [\d,]+; at channel granularity at least 6 of each"
+    ) as refusal:
         fxprune.prepare(Residual(), inputs, target=kind(remaining=0.01, least=6))
     share = float(str(refusal.value).partition("may close ")[2].partition("%")[0]) / 100
     prepared = run_schedule(build(Residual), inputs, kind(remaining=share + 1e-4, least=6))
@@ -344,3 +382,92 @@ def test_what_remains_is_a_share(remaining: object) -> None:
     for kind in (fxprune.Params, fxprune.Macs):
         with pytest.raises(TargetError, match="between 0 and 1, both excluded"):
             kind(remaining=remaining)
+
+
+def count_used(model: nn.Module, prepared: PreparedModel, inputs: Tensor, target: Target) -> int:
+    """What is not zero, counted layer by layer with hooks: parameters, or weights times how often they are used."""
+    baked = bake_masks(prepared)
+    if target.cost == "parameters":
+        return sum(int((parameter != 0).sum()) for parameter in baked.parameters())
+    total = 0
+
+    def count_layer(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        open_weights = int((baked.get_parameter(f"{names[layer]}.weight") != 0).sum())
+        positions = args[0] if isinstance(layer, nn.ConvTranspose2d) else output
+        channels = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else len(layer.weight)
+        total += open_weights * (positions.numel() // channels)
+
+    names = {module: name for name, module in model.named_modules()}
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count_layer) for layer in layers]
+    model(inputs)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+CONVOLUTIONAL = [(make, shape) for make, shape in NETWORKS if make is not transformer]
+
+
+@pytest.mark.parametrize(("make", "shape"), CONVOLUTIONAL, ids=[make.__name__ for make, _ in CONVOLUTIONAL])
+@pytest.mark.parametrize("kind", [fxprune.Params, fxprune.Macs])
+@pytest.mark.parametrize("granularity", ["weight", "stripe"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_weights_and_stripes_that_are_not_zero_are_what_was_asked_for(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], kind: type, granularity: str, scope: str
+) -> None:
+    inputs = torch.randn(shape)
+    model = build(make)
+    target = kind(remaining=0.7, scope=scope)
+    prepared = run_schedule(model, inputs, target, granularity)
+    costs = prepared.fxprune.costs
+    assert isinstance(costs, WeightCosts)
+    assert costs.total == count_cost(model, inputs, target)
+    asked = 0.7 * costs.total
+    reached = count_used(model, prepared, inputs, target)
+    assert reached <= asked
+    blocks = sum(costs.prices.values()) if scope == "layer" else max(costs.prices.values())
+    assert asked - reached <= blocks
+
+
+def test_weights_of_attention_meet_their_target_beside_products_without_weights() -> None:
+    inputs = torch.randn(TOKENS)
+    model = build(transformer)
+    prepared = run_schedule(model, inputs, fxprune.Macs(remaining=0.5), "weight")
+    costs = prepared.fxprune.costs
+    masks = prepared.fxprune._weight_masks()
+    assert costs.total == count_cost(model, inputs, costs.target)
+    assert costs.total > sum(costs.prices[m.parameter] * prepared.get_parameter(m.parameter).numel() for m in masks)
+    closed = {m.parameter: int((m(prepared.get_parameter(m.parameter)) == 0).sum()) for m in masks}
+    assert 0 <= costs.sum_costs(closed) - 0.5 * costs.total <= max(costs.prices.values())
+
+
+@pytest.mark.parametrize("granularity", ["weight", "stripe"])
+def test_layers_of_weights_may_have_a_share_of_their_own(granularity: str) -> None:
+    inputs = torch.randn(IMAGES)
+    target = fxprune.Macs(remaining=0.49, overrides={"blocks.*": 0.8, "blocks.1.0": 0.1})
+    prepared = run_schedule(build(Residual), inputs, target, granularity)
+    costs, closed = prepared.fxprune.costs, {}
+    for mask in prepared.fxprune._weight_masks():
+        magnitudes = mask.measure(prepared.get_parameter(mask.parameter))
+        closed[mask.parameter] = int((magnitudes.abs() <= mask.threshold).sum())
+        share = 0.9 if mask.parameter == "blocks.1.0.weight" else 0.2 if "blocks" in mask.parameter else None
+        if share is not None:
+            assert abs(closed[mask.parameter] - share * magnitudes.numel()) <= 1
+    assert 0 <= costs.sum_costs(closed) - 0.51 * costs.total <= max(costs.prices.values())
+
+
+def test_weights_refuse_what_is_for_widths_and_what_is_out_of_reach() -> None:
+    inputs = torch.randn(IMAGES)
+    with pytest.raises(TargetError, match="rectangles are priced over all layers alike"):
+        fxprune.prepare(
+            Residual(), inputs, target=fxprune.Macs(remaining=0.5), granularity="stripe", shapes="rectangles"
+        )
+    with pytest.raises(TargetError, match="align=8 is for widths"):
+        fxprune.prepare(Residual(), inputs, target=fxprune.Sparsity(0.5, align=8), granularity="weight")
+    target = fxprune.Params(remaining=0.4)
+    with pytest.raises(
+        TargetError, match=r"cannot be reached.* close 44\.35% of the parameters remain \(10,709 of 24,149"
+    ):
+        fxprune.prepare(Residual(), inputs, target=target, granularity="weight", exclude=["blocks.1.0"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxprune.errors import FxpruneError, TargetError
 from fxprune.methods import threshold as module
-from fxprune.methods.threshold import layer_threshold, select_threshold
+from fxprune.methods.threshold import layer_threshold, select_priced_threshold, select_threshold
 
 VECTOR = torch.tensor([0.9, -0.1, 0.4, -0.35, 0.05, 0.7, -0.2, 0.15, 0.6, -0.8])
 
@@ -156,3 +156,46 @@ def test_huge_finite_weights_are_not_refused() -> None:
 def test_a_sparsity_of_one_is_refused() -> None:
     with pytest.raises(TargetError, match="closes everything"):
         select_threshold({"w": VECTOR}, 1.0)
+
+
+@given(
+    layers=st.lists(
+        st.tuples(st.lists(st.floats(-4, 4, width=32), min_size=8, max_size=40), st.integers(0, 30)),
+        min_size=1,
+        max_size=4,
+    ),
+    share=st.floats(0.001, 1),
+    few=st.sampled_from([0, 4, 1 << 16]),
+)
+@settings(max_examples=150, deadline=None)
+def test_what_weights_cost_decides_where_they_have_prices(
+    layers: list[tuple[list[float], int]], share: float, few: int
+) -> None:
+    weights = {str(number): torch.tensor(values) for number, (values, _) in enumerate(layers)}
+    prices = {str(number): price for number, (_, price) in enumerate(layers)}
+    closed = math.ceil(share * sum(price * len(values) for values, price in layers))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW", few)
+        patch.setattr(module, "_CPU_BLOCK", 16)
+        found = select_priced_threshold(weights, closed, prices=prices)
+    pairs = sorted((abs(value), price) for values, price in layers for value in values)
+    spent, expected = 0, 0.0
+    for value, price in pairs:
+        if spent >= closed:
+            break
+        spent, expected = spent + price, value
+    assert found.item() == expected
+
+
+def test_a_million_weights_of_two_prices_give_the_threshold_of_the_cost() -> None:
+    torch.manual_seed(0)
+    weights = {"a": torch.randn(700, 999), "b": 0.1 * torch.randn(300, 33, 3, 3), "c": torch.randn(7)}
+    prices = {"a": 49, "b": 3136}
+    values = torch.cat([w.flatten().abs() for w in weights.values()])
+    costs = torch.cat([torch.full((w.numel(),), prices.get(name, 1)) for name, w in weights.items()])
+    ordered, order = values.sort()
+    spent = costs[order].cumsum(0)
+    for share in (0.0001, 0.1, 0.5, 0.9, 0.9999):
+        closed = int(share * int(costs.sum()))
+        found = select_priced_threshold(weights, closed, prices=prices)
+        assert torch.equal(found, ordered[(spent >= closed).nonzero()[0, 0]])
