@@ -23,7 +23,7 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
     x, weight, bias = call.args[:3]
     transposed, groups = call.argument("transposed"), call.argument("groups")
     kernel_rows, kernel_columns = (1, 0) if transposed else (0, 1)
-    inputs, batch = take_channels(table, x, 1, {0}, "convolution mixes a dimension of channels")
+    inputs, batch = take_channels(table, x, 1, {0, *pointwise_dims(call)}, "convolution mixes a dimension of channels")
     rows, rest = take_channels(table, weight, kernel_rows, {kernel_columns}, NO_CHANNELS)
     own = columns = channel_ids(table, rest, kernel_columns, weight.size(kernel_columns))
     inputs = inputs.view(groups, -1)
@@ -204,6 +204,12 @@ def note_weight(table: IdTable, weight: ShadowTensor, rows: int) -> None:
     """Note a parameter that is the weight of a contraction."""
     if weight.source is not None:
         table.weights[weight.source] = rows
+
+
+def pointwise_dims(call: Call) -> set[int]:
+    """The dimensions along which a convolution works position by position, so that channels may lie along them."""
+    sizes = zip(call.args[1].shape[2:], call.argument("stride"), call.argument("padding"), strict=False)
+    return {dim for dim, (kernel, stride, padding) in enumerate(sizes, 2) if (kernel, stride, padding) == (1, 1, 0)}
 
 
 def mixes_border(call: Call) -> bool:

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import fxprune
 from fxprune.shadow.ids import PINNED, IdTable
+from tests.conversion import convert_closed, prepare_randomised
 from tests.shadow.test_ids import columns, conv, find_channels, rows
 
 
@@ -38,3 +41,27 @@ def test_a_table_unites_chains_and_keeps_the_smallest_id() -> None:
     table.unite(ids[1:3], ids[2:4])
     table.pin(ids[7:], "a test")
     assert table.resolve().tolist() == [0, 1, 1, 1, 1, 5, 5, 0, 0]
+
+
+class Joined(nn.Module):
+    """Two streams that are mixed by a convolution, whose spatial dimension is the streams' channels."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.join = nn.Conv1d(2, 1, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.join(torch.stack([self.first(x), self.second(x)], 1)).squeeze(1))
+
+
+def test_a_convolution_along_channels_keeps_them_where_it_works_position_by_position() -> None:
+    torch.manual_seed(0)
+    prepared = prepare_randomised(Joined(kernel=1), torch.randn(4, 6, dtype=torch.float64))
+    compact = convert_closed(prepared, torch.randn(3, 6, dtype=torch.float64))
+    assert compact.head.in_features == compact.first.out_features < 8
+
+
+def test_a_convolution_along_channels_pins_them_where_it_mixes_neighbours() -> None:
+    pinned = fxprune.inspect(Joined(kernel=3), torch.randn(4, 6)).pinned
+    assert any("convolution mixes a dimension of channels" in pin.reason for pin in pinned)
