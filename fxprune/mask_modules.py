@@ -75,7 +75,7 @@ class WeightMask(nn.Module):
         """Take a new threshold, and the factor c that the method gives for this weight."""
         self.threshold.copy_(threshold)
         if self.kept is not None:
-            self.kept &= self.measure(weight).abs().to(threshold.dtype) > torch.where(threshold > 0, threshold, -1)
+            self.kept &= self._reduce(weight).abs().to(threshold.dtype) > torch.where(threshold > 0, threshold, -1)
         if self.factor is None:
             return
         magnitude = weight.abs().to(self.threshold.dtype)
@@ -220,7 +220,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         for is_open in ctx.saved_tensors:  # type: ignore[attr-defined]
-            gradient = torch.where(is_open, gradient, ctx.theta * gradient)  # type: ignore[attr-defined]
+            theta: float = ctx.theta  # type: ignore[attr-defined]
+            gradient = torch.where(is_open, gradient, theta * gradient if theta else 0.0)
         return gradient.view_as(gradient), None, None, None  # a view is taken over as weight.grad without a copy
 
 
