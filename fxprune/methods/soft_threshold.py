@@ -36,7 +36,8 @@ class STR(Method):
         return torch.full((1,), self.start, dtype=weight.dtype, device=weight.device)  # FSDP takes no scalars
 
     def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
-        return weight.sign() * (weight.abs() - variable.sigmoid()).relu()
+        threshold = variable.sigmoid()
+        return weight - weight.clamp(-threshold, threshold)  # the same, and autograd keeps nothing of the weight's size
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         decays = kind in ("weight", "gate")
