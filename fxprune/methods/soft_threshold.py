@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from fxprune.methods.base import Kind, Method
 
@@ -36,9 +37,30 @@ class STR(Method):
         return torch.full((1,), self.start, dtype=weight.dtype, device=weight.device)  # FSDP takes no scalars
 
     def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
-        threshold = variable.sigmoid()
-        return weight - weight.clamp(-threshold, threshold)  # the same, and autograd keeps nothing of the weight's size
+        masked: Tensor = _SoftThreshold.apply(weight, variable.sigmoid())
+        return masked
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         decays = kind in ("weight", "gate")
         return {"lr": lr, "weight_decay": weight_decay if decays else 0.0}
+
+
+class _SoftThreshold(torch.autograd.Function):
+    """q = sign(w) * relu(|w| - T), which keeps nothing for the backward but w and T; torch's own ops keep three copies.
+
+    dw = dq where |w| > T, else 0;        dT = -sum sign(w) * dw
+    """
+
+    @staticmethod
+    def forward(weight: Tensor, threshold: Tensor) -> Tensor:
+        return weight - weight.clamp(-threshold, threshold)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weight, threshold = ctx.saved_tensors  # type: ignore[attr-defined]
+        gradient = torch.where(weight.abs() > threshold, gradient, 0.0)
+        return gradient, -(weight.sign() * gradient).sum().view_as(threshold)
