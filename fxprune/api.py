@@ -16,7 +16,7 @@ from fxprune.masks import GRANULARITIES, Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Sparsity, Target
-from fxprune.model import Inputs, PreparedModel, TracedModel, as_inputs
+from fxprune.model import RESERVED, Inputs, PreparedModel, TracedModel, as_inputs
 from fxprune.passes.analyse import Channels, analyse
 from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
 from fxprune.passes.check_exact import check_exact, find_first_difference
@@ -250,8 +250,12 @@ def check_arguments(
     check_surroundings(model)
     if isinstance(getattr(model, "fxprune", None), Masks):
         raise FxpruneError("this model is prepared already; convert it, or prepare the original again")
-    if hasattr(model, "fxprune"):
-        raise FxpruneError("the model has an attribute `fxprune`, under which fxprune keeps its state; rename it")
+    parts = [*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
+    own = {name for name, _ in parts}
+    for attribute in sorted(own & RESERVED) or (["fxprune"] if hasattr(model, "fxprune") else []):
+        raise FxpruneError(
+            f"the model has a part named `{attribute}`, under which a prepared model keeps its own state; rename it"
+        )
     if not isinstance(method, Method):
         raise FxpruneError(f"method={method!r}: give an instance such as fxprune.Feather() or fxprune.ST3(sigma=True)")
     if not isinstance(target, Target | None):

@@ -93,6 +93,13 @@ class Graphs:
         return self.map(copy_graph)
 
 
+RESERVED = frozenset({
+    "class_name", "compile_graphs", "copy_shell", "forward_signature", "fxprune", "graphs", "inputs", "lowered",
+    "pinned", "plain", "report", "run_graph", "runs", "set_graphs", "steps", "untraced", "user", "whole_heads",
+})  # fmt: skip
+"""The attributes of traced, prepared and converted models, whose names the parts of a user's model cannot have."""
+
+
 class TracedModel(nn.Module):
     """The user's modules under their own names, run by a graph instead of by their Python code.
 

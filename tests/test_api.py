@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError, OptimizerError, TargetError, TraceError
-from fxprune.model import PreparedModel
+from fxprune.model import RESERVED, PreparedModel
 from tests.exactness import randomise, varied_images
 
 
@@ -42,7 +42,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": fxprune.Feather}, FxpruneError, r"fxprune\.Feather\(\)"),
     ({"target": 0.5}, TargetError, r"fxprune\.Sparsity\(0\.5\)"),
     ({"granularity": "filter"}, TargetError, r"granularity='filter'.*'weight', 'stripe' or 'channel'"),
-    ({"model": Reserved(3, 3)}, FxpruneError, "attribute `fxprune`"),
+    ({"model": Reserved(3, 3)}, FxpruneError, "part named `fxprune`"),
     ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, TargetError, "no channel is left to prune"),
     ({"model": nn.ReLU(), "granularity": "weight"}, TargetError, "no weight is left to prune"),
 ]
@@ -131,3 +131,57 @@ def test_a_prepared_model_is_in_the_mode_of_the_original(training: bool) -> None
     modes = {name: m.training for name, m in prepared.named_modules() if not name.startswith("fxprune")}
     assert modes == {name: m.training for name, m in model.named_modules()}
     assert prepared.fxprune.training == training
+
+
+def test_parts_cannot_have_the_names_of_our_own_attributes() -> None:
+    class Stepping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    with pytest.raises(FxpruneError, match="part named `steps`"):
+        fxprune.prepare(Stepping(), torch.randn(2, 4))
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    prepared = fxprune.prepare(model, torch.randn(2, 4))
+    compact = fxprune.convert(prepared)
+    for each in (prepared, compact):
+        own = {name for name in dir(each) if not name.startswith("_")} - set(dir(model))
+        assert own <= RESERVED | {"0", "1"}
+
+
+def test_optional_inputs_may_stand_before_those_that_are_given_by_name() -> None:
+    """As blocks of transformers are called: a positional one left out, keywords behind it."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, cache: Any = None, *, scale: Tensor, **rest: Any) -> Tensor:
+            return self.b(self.a(x)) * scale + rest["shift"]
+
+    x, scale = torch.randn(2, 4), torch.ones(4)
+    prepared = fxprune.prepare(Block(), {"x": x, "cache": None, "scale": scale, "shift": scale})
+    torch.testing.assert_close(
+        prepared(x, scale=2 * scale, shift=scale), prepared(x, None, scale=2 * scale, shift=scale)
+    )
+
+
+def test_a_constant_table_loses_no_coordinates() -> None:
+    """What a table holds is read by weights, and made by none."""
+
+    class Tabled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(1, 7, 7, 2))
+            self.inner, self.outer, self.head = nn.Linear(2, 12), nn.Linear(12, 4), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x) + self.outer(self.inner(self.table).relu()).view(-1, 4).mean(0)
+
+    prepared = fxprune.prepare(Tabled(), torch.randn(2, 3))
+    assert prepared.fxprune.gates.numel() == 12

@@ -58,14 +58,15 @@ class RNI(Method):
             if isinstance(module, _BatchNorm) and module.affine:
                 module.__class__ = make_receding(type(module))
                 nn.init.normal_(module.weight)
-                module.register_parameter("bias", None)
+                nn.init.zeros_(module.bias).requires_grad_(False)  # keeps its name in the state dict, and is not read
 
     def restore(self, model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm) and isinstance(module, Receding):
                 object.__setattr__(module, "__class__", module.ordinary)
                 module.weight.data = module.weight.data.sigmoid()
-                module.bias = nn.Parameter(torch.zeros_like(module.weight))
+                module.bias.data.zero_()
+                module.bias.requires_grad_(module.weight.requires_grad)
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else {"lr": lr, "weight_decay": weight_decay}
@@ -91,7 +92,7 @@ def make_receding(kind: type[_BatchNorm]) -> type[_BatchNorm]:
         return F.batch_norm(x, mean, variance, self.weight.sigmoid(), None, by_batch, average, self.eps)
 
     def load(self: Any, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if f"{prefix}bias" in state_dict:
+        if bool(torch.as_tensor(state_dict.get(f"{prefix}bias", 0)).any()):
             rest[-1].append(
                 f"{prefix[:-1]}: this is the state of an ordinary batch norm; RNI's scale is the sigmoid of its weight "
                 "and it has no shift, so leave out the batch norms' weights and biases, and load with strict=False"

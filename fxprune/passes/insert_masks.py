@@ -151,8 +151,9 @@ def number_units(
 ) -> Tensor:  # fmt: skip
     """Number the prunable units from 0, [units]; -1 for all others.
 
-    Prunable is what some contraction reads, or some op counts, if all that do so can leave it out: by a mask
-    on their weight, or by a mute on their input; and, if `scored` names parameters, what lives in one of those.
+    Prunable is what some parameter makes, and some contraction reads, or some op counts, if all that do so can leave it
+    out: by a mask on their weight, or by a mute on their input; and, if `scored` names parameters, what lives in one of
+    those.
     """
     allowed = torch.zeros(len(channels.units), dtype=torch.bool)
     for ids in [*(reader.columns for reader in channels.readers), *(mix.ids for mix in channels.mixes)]:
@@ -169,8 +170,20 @@ def number_units(
             if name in scored:
                 living[units] = True
         allowed &= living
+    allowed &= find_made(model, channels)
     allowed[PINNED] = False
     return torch.where(allowed, allowed.cumsum(0) - 1, -1)
+
+
+def find_made(model: TracedModel, channels: Channels) -> Tensor:
+    """Which units a parameter makes, bool [units]: not those of constant tables, which are only read."""
+    tables = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    rows, owned, stored = (torch.zeros(len(channels.units), dtype=torch.bool) for _ in range(3))
+    for name, dim, units in channels.positions():
+        (stored if name in tables else owned)[units] = True
+        if channels.weights.get(name) == dim:
+            rows[units] = True
+    return rows | (owned & ~stored)
 
 
 def find_muted(channels: Channels, maskable: set[str]) -> Iterator[tuple[fx.Node, Tensor]]:

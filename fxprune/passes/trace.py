@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,6 +176,9 @@ class ValueTracer(fx.Tracer):
                 root_fn = functools.partial(root_fn, **{name: self.placeholder(name, value)})
             else:
                 positional.append(self.placeholder(name, value))
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+        for node in itertools.dropwhile(lambda node: not node.args, inputs):
+            node.args = node.args or (None,)  # Python wants defaults for all that follow
         self.recording = True
         return root_fn, [self.root, *positional]
 

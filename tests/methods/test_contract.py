@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -304,3 +305,14 @@ def test_uniform_scaling_closes_the_same_share_of_every_layer() -> None:
     for place in prepared.fxprune.slices:
         gates = prepared.fxprune.gates[place.index]
         assert float((gates == 0).double().mean()) == pytest.approx(SHARE, abs=1 / len(gates))
+
+
+def test_a_receding_model_has_the_originals_state_dict_and_is_saved(tmp_path: Path) -> None:
+    prepared = trained(fxprune.RNI(), "channel")
+    assert {name for name in prepared.state_dict() if not name.startswith("fxprune.")} == set(Residual().state_dict())
+    compact = fxprune.convert(prepared)
+    fxprune.save(compact, tmp_path / "compact.safetensors")
+    loaded = fxprune.load(Residual(), tmp_path / "compact.safetensors")
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded.eval()(x), compact(x))
+    assert fxprune.convert(prepared, into=Residual()).norm.bias.requires_grad
