@@ -185,3 +185,5 @@ def test_a_constant_table_loses_no_coordinates() -> None:
 
     prepared = fxprune.prepare(Tabled(), torch.randn(2, 3))
     assert prepared.fxprune.gates.numel() == 12
+    compact = fxprune.convert(prepared)
+    assert not compact.report.kept  # no row of the table was taken for one that nobody reads

@@ -22,7 +22,7 @@ def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]],
     """Unite the ids of aligned operands, (ids, shape) each, and return those of the result."""
     operands = [(keep_shared(table, operands, i, name), shape) for i, (_, shape) in enumerate(operands)]
     keep_heads(table, [ids for ids, _ in operands], name)
-    result: list[Tensor] = []
+    result: list[tuple[int, Tensor]] = []  # one operand's ids of two flattened dimensions vary along the same
     for i, (ids, _) in enumerate(operands):
         for t in ids:
             dims = set(varying(t))
@@ -31,10 +31,11 @@ def tie_operands(table: IdTable, operands: list[tuple[list[Tensor], list[int]]],
             for o in [o for other_ids, _ in operands[:i] for o in other_ids]:
                 if dims & set(varying(o)):
                     table.unite(t, o)
-            if all(set(varying(r)) != dims for r in result):
-                result.append(t)
-    table.make_rectangular(tuple(result))
-    return tuple(result)
+            if all(j == i or set(varying(r)) != dims for j, r in result):
+                result.append((i, t))
+    found = tuple(t for _, t in result)
+    table.make_rectangular(found)
+    return found
 
 
 def keep_heads(table: IdTable, operands: list[list[Tensor]], name: str) -> None:
