@@ -290,6 +290,8 @@ def check_into(into: Any) -> None:
 
 def check_surroundings(model: nn.Module) -> None:
     """Refuse wrapped and sharded models, and inference mode."""
+    if hasattr(model, "_orig_mod"):
+        raise FxpruneError("the model is compiled: pass the one that torch.compile was given, and compile the result")
     for name, module in model.named_modules():
         if isinstance(module, PreparedModel) and module is not model:
             raise FxpruneError(f"the prepared model lies inside {type(model).__name__}, as `{name}`; pass model.{name}")

@@ -24,8 +24,8 @@ class Feather(Method):
     p: float = 3.0
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            raise TargetError(f"Feather(p={self.p}): the power is 1 (soft) or more; the published one is 3")
+        if not isinstance(self.p, (int, float)) or not self.p >= 1:
+            raise TargetError(f"Feather(p={self.p!r}): the power is 1 (soft) or more; the published one is 3")
 
     def gate(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
         return power_gate(magnitude, threshold, self.p)

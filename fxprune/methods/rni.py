@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, TargetError
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.scores import Slice, norm_scores
 
@@ -33,6 +33,10 @@ class RNI(Method):
     granularities: ClassVar[tuple[str, ...]] = ("channel",)
     one_shot: ClassVar[bool] = True
     scored_by: ClassVar[Literal["all", "norms"]] = "norms"
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise TargetError(f"RNI(strength={self.strength}): 0 or more; the published ones are 1e-4 and 1e-3")
 
     @property
     def remembers(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fxprune.errors import TargetError
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.scores import Slice, norm_scores
 
@@ -29,6 +30,10 @@ class NetworkSlimming(Method):
     granularities: ClassVar[tuple[str, ...]] = ("channel",)
     one_shot: ClassVar[bool] = True
     scored_by: ClassVar[Literal["all", "norms"]] = "norms"
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise TargetError(f"{type(self).__name__}(strength={self.strength}): 0 or more; usual are 1e-5 and 1e-4")
 
     @property
     def remembers(self) -> bool:

@@ -19,8 +19,9 @@ def find_excluded(model: nn.Module, patterns: Sequence[Pattern], option: str = "
     Raises:
         PatternError: a pattern matches nothing, or is no name, type or predicate.
     """
-    if isinstance(patterns, str):
-        raise PatternError(f"exclude={patterns!r} is one text; give a list: exclude=[{patterns!r}]")
+    if not isinstance(patterns, (list, tuple)):
+        shown = patterns.__name__ if isinstance(patterns, type) else repr(patterns)
+        raise PatternError(f"{option}={shown} is one pattern, or none; give a list: {option}=[{shown}]")
     excluded: set[str] = set()
     for pattern in patterns:
         owners = [
@@ -55,7 +56,10 @@ def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
     if isinstance(pattern, type):
         return issubclass(pattern, nn.Module) and isinstance(module, pattern)
     if callable(pattern):
-        return bool(name) and bool(pattern(name, module))
+        try:
+            return bool(name) and bool(pattern(name, module))
+        except TypeError as error:
+            raise PatternError(f"the predicate {pattern!r} cannot be called with (name, module): {error}") from error
     raise PatternError(
         f"exclude takes names, globs, types of modules and predicates of (name, module); not {pattern!r}"
     )

@@ -139,6 +139,9 @@ def test_cycles_close_a_fifth_of_the_rest_up_to_the_target() -> None:
         lambda: fxprune.FilterSkeleton(alpha=-1.0),
         lambda: fxprune.FilterSkeleton(delta=0.0),
         lambda: fxprune.LRR(rate=1.0),
+        lambda: fxprune.RNI(strength=-1.0),
+        lambda: fxprune.UCS(strength=-1.0),
+        lambda: fxprune.Feather(p="3"),
     ],
 )
 def test_bad_settings_are_refused(make: type) -> None:

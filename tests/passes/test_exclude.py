@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import PatternError, TargetError
+from fxprune.errors import FxpruneError, PatternError, TargetError
 from fxprune.passes.exclude import find_excluded
 from tests.exactness import close_units, randomise, relative_error, varied_images
 
@@ -102,3 +102,17 @@ def test_a_parametrized_weight_that_is_excluded_gets_no_mask() -> None:
     assert sorted(prepared.fxprune.weight_masks) == ["0-weight", "4-weight"]
     prepared = fxprune.prepare(nn.Sequential(model, nn.Linear(2, 3)), torch.randn(2, 4), exclude=["0.2"])
     assert "0-2-weight" not in prepared.fxprune.unit_masks
+
+
+def test_what_is_no_list_of_patterns_is_refused_in_a_sentence() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(PatternError, match=r"exclude=Linear is one pattern.*exclude=\[Linear\]"):
+        fxprune.prepare(model, torch.randn(2, 3), exclude=nn.Linear)  # type: ignore[arg-type]
+    with pytest.raises(PatternError, match=r"cannot be called with \(name, module\)"):
+        fxprune.prepare(model, torch.randn(2, 3), exclude=[lambda name: True])  # type: ignore[list-item,misc]
+
+
+def test_a_compiled_model_is_refused_in_a_sentence() -> None:
+    model = torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    with pytest.raises(FxpruneError, match=r"compiled: pass the one that torch\.compile was given"):
+        fxprune.prepare(model, torch.randn(2, 3))
