@@ -27,7 +27,7 @@ from fxprune.passes.analyse import analyse
 from fxprune.passes.decompose import decompose
 from fxprune.passes.trace import trace
 from tests.exactness import close_units
-from tests.zoo.models import PRUNABLE, build
+from tests.zoo.networks import PRUNABLE, build
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -127,6 +127,7 @@ def test_a_state_dict_of_other_masks_is_refused_before_anything_is_loaded(option
 
 def test_weights_of_ordinary_norms_are_no_receding_ones() -> None:
     original, prepared = make(fxprune.Feather(), "channel"), make(fxprune.RNI(), "channel")
+    original.inner.bias.data.fill_(0.1)
     weights = {name: value for name, value in original.state_dict().items() if not name.startswith("fxprune.")}
     with pytest.raises(RuntimeError, match=r"inner: this is the state of an ordinary batch norm.*sigmoid"):
         prepared.load_state_dict(weights, strict=False)

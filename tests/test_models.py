@@ -14,7 +14,7 @@ from fxprune.passes.analyse import analyse
 from fxprune.passes.decompose import decompose
 from fxprune.passes.trace import trace
 from tests.exactness import close_units, randomise, relative_error, settle_statistics, varied_images
-from tests.zoo.models import PRUNABLE, build, image_sizes
+from tests.zoo.networks import PRUNABLE, build, image_sizes
 
 
 @pytest.mark.parametrize("name", PRUNABLE)

@@ -86,7 +86,9 @@ class Mender:
             self.env[node] = RAGGED
             return
         self.keep_meaning(node, old)
-        if old in self.channels.elementwise:  # a scale by a number of channels stays what it was
+        if old in self.channels.elementwise and isinstance(
+            self.values[old], Shadow
+        ):  # a scale by a number of channels stays what it was
             node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_literal)
         if old in self.channels.plain and not any(self.env[n] is RAGGED for n in node.all_input_nodes):
             self.env[node] = self.carry(node, old)

@@ -140,3 +140,27 @@ def test_a_model_that_has_become_a_constant_still_has_the_batch_of_its_input() -
     x = torch.randn(5, 3, 6, 6)
     compact = fxprune.convert(model, x[:2])
     torch.testing.assert_close(compact(x), model(x))
+
+
+def test_parts_that_are_counted_by_the_number_of_elements_follow_it() -> None:
+    """As Swin v2 sets the keys' biases to zero: a third of all, whatever is left of them."""
+
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.qkv, self.out = nn.Linear(5, 8), nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = self.qkv.bias.clone()
+            length = bias.numel() // 3
+            bias[length : 2 * length].zero_()
+            q, k, v = F.linear(self.stem(x), self.qkv.weight, bias).reshape(len(x), 7, 3, 4, -1).permute(2, 0, 3, 1, 4)
+            return self.out((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+
+    model = Fused().double()
+    x = torch.randn(2, 7, 5, dtype=torch.float64)
+    for seed in range(4):
+        prepared = fxprune.prepare(model, x)
+        close_units(prepared, 0.5, seed)
+        compact = fxprune.convert(prepared)
+        torch.testing.assert_close(compact(x), prepared.eval()(x), rtol=1e-10, atol=1e-10)

@@ -11,7 +11,7 @@ from torch import nn
 import fxprune
 from fxprune.model import PreparedModel
 from tests.exactness import close_units, randomise, relative_error, settle_statistics, varied_images, zero_filters
-from tests.zoo.models import PRUNABLE, build, image_sizes
+from tests.zoo.networks import PRUNABLE, build, image_sizes
 
 DOUBLE, SINGLE = 1e-8, 1e-4
 """Errors relative to the outputs' variation; rounding alone stays a thousand times below the first."""
