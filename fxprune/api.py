@@ -160,9 +160,7 @@ def convert(
         find_masked(model, model.fxprune)
         source = bake_masks(model)
     else:
-        source = trace_regions(model, inputs, check)
-        bake_parametrizations(source)
-        decompose(source)
+        source = trace_source(model, inputs, check)
     masked = isinstance(model, PreparedModel)
     traced = fit_inputs(source, inputs, floats=masked)
     channels = analyse(source, whole_heads=not isinstance(model, PreparedModel) or model.whole_heads)
@@ -185,6 +183,14 @@ def convert(
     result = compact if into is None else resize_original(into, compact, inputs)
     result.report = report  # type: ignore[assignment]
     return result
+
+
+def trace_source(model: nn.Module, inputs: Inputs, check: bool = True) -> TracedModel:
+    """Trace a model that was not prepared, with its layers written out and its parametrizations baked."""
+    source = trace_regions(model, inputs, check)
+    bake_parametrizations(source)
+    decompose(source)
+    return source
 
 
 def shrink_all(

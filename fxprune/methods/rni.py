@@ -10,40 +10,28 @@ batch norm into such a one, `convert` back into an ordinary one. The channels of
 when `fxprune.prune(prepared)` is called between two trainings, the second one without the penalty.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.errors import FxpruneError, TargetError
-from fxprune.methods.base import Kind, Method
-from fxprune.methods.scores import Slice, norm_scores
+from fxprune.errors import FxpruneError
+from fxprune.methods.base import Kind
+from fxprune.methods.norm_scales import NormScales
 
 
 @dataclass(frozen=True)
-class RNI(Method):
+class RNI(NormScales):
     """Receding neuron importances with the strength and the shift of the regulariser."""
 
-    strength: float = 1e-4
     shift: float = 0.0
-    granularities: ClassVar[tuple[str, ...]] = ("channel",)
-    one_shot: ClassVar[bool] = True
-    scored_by: ClassVar[Literal["all", "norms"]] = "norms"
 
-    def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise TargetError(f"RNI(strength={self.strength}): 0 or more; the published ones are 1e-4 and 1e-3")
-
-    @property
-    def remembers(self) -> bool:
-        return True
-
-    def closed_gradient(self, sparsity: float) -> float:
-        return 0.0
+    def importance(self, scale: Tensor) -> Tensor:
+        return scale.sigmoid()
 
     def penalty(self, scales: Iterable[Tensor]) -> Tensor | None:
         terms = []
@@ -51,9 +39,6 @@ class RNI(Method):
             log = F.logsigmoid(scale + self.shift)
             terms.append((log.exp() * (1 - log)).sum())
         return self.strength * torch.stack(terms).sum()
-
-    def score_units(self, parameters: Mapping[str, Tensor], slices: Sequence[Slice], units: int) -> Tensor:
-        return norm_scores(parameters, slices, units, torch.sigmoid)
 
     def adapt(self, model: nn.Module) -> None:
         for module in model.modules():
@@ -73,7 +58,7 @@ class RNI(Method):
                 module.bias.requires_grad_(module.weight.requires_grad)
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
-        return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else {"lr": lr, "weight_decay": weight_decay}
+        return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else super().options(kind, lr, weight_decay)
 
 
 class Receding:

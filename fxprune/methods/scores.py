@@ -35,15 +35,12 @@ def unit_scores(parameters: Mapping[str, Tensor], slices: Sequence[Slice], units
     squares = {name: _mean_squares(parameters[name], sorted(wanted)) for name, wanted in dims.items()}
     if not slices:
         return torch.zeros(units)
-    first = squares[slices[0].parameter][slices[0].dim]
-    sums, counts = first.new_zeros(units + 1), first.new_zeros(units + 1)  # the last collects index -1
+    relative = []
     for place in slices:
         values = squares[place.parameter][place.dim]
         mean = values.mean()
-        index = place.index.remainder(units + 1)
-        sums.index_add_(0, index, (values / torch.where(mean == 0, 1, mean)).to(sums))
-        counts.index_add_(0, index, torch.ones_like(values).to(counts))
-    return (sums / counts.clamp_min(1)).sqrt()[:-1]
+        relative.append(values / torch.where(mean == 0, 1, mean))
+    return _mean_by_unit(relative, slices, units).sqrt()
 
 
 @torch.no_grad()
@@ -51,13 +48,18 @@ def norm_scores(
     parameters: Mapping[str, Tensor], slices: Sequence[Slice], units: int, importance: Callable[[Tensor], Tensor]
 ) -> Tensor:  # fmt: skip
     """Give every unit the mean importance of its batch-norm scales, [units], as they are: layers are compared."""
-    first = parameters[slices[0].parameter]
+    return _mean_by_unit([importance(parameters[place.parameter]) for place in slices], slices, units)
+
+
+def _mean_by_unit(values: Sequence[Tensor], slices: Sequence[Slice], units: int) -> Tensor:
+    """Give the mean of each unit's values, [units]; with each slice stand the values at its indexes."""
+    first = values[0]
     sums = torch.zeros(units + 1, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-    counts = torch.zeros_like(sums)
-    for place in slices:
-        index = place.index.remainder(units + 1)  # the last collects index -1
-        sums.index_add_(0, index, importance(parameters[place.parameter]).to(sums))
-        counts.index_add_(0, index, torch.ones_like(index).to(counts))
+    counts = torch.zeros_like(sums)  # the last collects index -1
+    for each, place in zip(values, slices, strict=True):
+        index = place.index.remainder(units + 1)
+        sums.index_add_(0, index, each.to(sums))
+        counts.index_add_(0, index, torch.ones_like(each).to(counts))
     return (sums / counts.clamp_min(1))[:-1]
 
 

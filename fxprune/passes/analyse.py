@@ -248,7 +248,7 @@ class ShadowRun:
                     self.note_fixed(node, results)
                 if node.op.startswith("call_"):
                     self.moves |= {node} if self.only_moved else set()
-                    self.elementwise |= {node} if self.only_elements else set()
+                    self.elementwise |= {node} if self.called and self.only_elements else set()
                     self.plain |= {node} if written is None and self.is_plain(node, results) else set()
                 for used in last_use.get(node, ()):
                     del env[used]

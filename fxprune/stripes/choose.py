@@ -7,13 +7,21 @@ patterns, and two groups at a time are joined, those for which that costs least;
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fxprune.stripes.cost import CostModel
 from fxprune.stripes.rectangles import Pattern, Rectangle, find_covers, find_hull
+
+Group = tuple[int, ...]
+"""Filters that are computed together."""
+
+Cover = tuple[tuple[Rectangle, ...], float]
+"""The smaller kernels that are summed for a group, and what they cost."""
 
 MOST_GROUPS = 24
 """Joining begins with so many groups; rarer patterns go to the group whose kernel grows least."""
@@ -65,14 +73,12 @@ def find_patterns(weight: Tensor) -> list[Pattern]:
 
 def choose(layer: Layer, patterns: list[Pattern], model: CostModel, is_free: bool) -> Lowering:
     """Choose the cheapest lowering by a cost model; `is_free`: whether the order of the output channels may change."""
-    dense = count_part(layer, model, layer.rows, (whole_kernel(layer),))
-    candidates = [Lowering((), dense)]
+    cover = functools.cache(lambda group: cheapest_cover(layer, model, group, patterns))
     groups = collect(patterns)
-    if layer.groups > 1 or len(groups) == 1:
-        together = [tuple(range(layer.rows))]
-        candidates.append(assemble(layer, model, together, patterns, is_free))
-    else:
-        candidates += join_groups(layer, model, groups, patterns, is_free)
+    together = [[tuple(range(layer.rows))]]  # channels of several groups are not parted
+    ways = together if layer.groups > 1 else join_groups(groups, cover)
+    dense = Lowering((), count_part(layer, model, layer.rows, (whole_kernel(layer),)))
+    candidates = [dense, *(assemble(layer, model, way, cover, is_free) for way in ways)]
     return min(candidates, key=lambda lowering: lowering.cost)
 
 
@@ -93,19 +99,11 @@ def collect(patterns: list[Pattern]) -> list[tuple[int, ...]]:
     return [tuple(each) for each in filters.values()]
 
 
-def join_groups(
-    layer: Layer, model: CostModel, groups: list[tuple[int, ...]], patterns: list[Pattern], is_free: bool
-) -> list[Lowering]:
-    """Join groups of filters two by two, always those whose union is cheapest; give what was met on the way."""
-    covers: dict[tuple[int, ...], tuple[tuple[Rectangle, ...], float]] = {}
+def join_groups(groups: list[Group], cover: Callable[[Group], Cover]) -> list[list[Group]]:
+    """Join groups of filters two by two, always those whose union is cheapest; give all partings that were met."""
 
-    def price(group: tuple[int, ...]) -> float:
-        if group not in covers:
-            covers[group] = cheapest_cover(layer, model, group, patterns)
-        return covers[group][1]
-
-    def loss(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-        return price(unite(a, b)) - price(a) - price(b)
+    def loss(a: Group, b: Group) -> float:
+        return cover(unite(a, b))[1] - cover(a)[1] - cover(b)[1]
 
     groups = sorted(groups, key=len, reverse=True)
     while len(groups) > MOST_GROUPS:
@@ -113,25 +111,25 @@ def join_groups(
         losses = [loss(group, rare) for group in groups]
         best = losses.index(min(losses))
         groups[best] = unite(groups[best], rare)
-    found = [assemble(layer, model, groups, patterns, is_free)]
+    ways = [groups]
     while len(groups) > 1:
         a, b = min(itertools.combinations(groups, 2), key=lambda pair: loss(*pair))
         groups = [group for group in groups if group not in (a, b)] + [unite(a, b)]
-        found.append(assemble(layer, model, groups, patterns, is_free))
-    return found
+        ways.append(groups)
+    return ways
 
 
-def unite(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+def unite(a: Group, b: Group) -> Group:
     return tuple(sorted(a + b))
 
 
 def assemble(
-    layer: Layer, model: CostModel, groups: list[tuple[int, ...]], patterns: list[Pattern], is_free: bool
+    layer: Layer, model: CostModel, groups: list[Group], cover: Callable[[Group], Cover], is_free: bool
 ) -> Lowering:
     """Make the lowering of these groups of filters, and count its cost: that of joining them, too."""
     parts, cost = [], 0.0
     for group in sorted(groups):
-        rectangles, price = cheapest_cover(layer, model, group, patterns)
+        rectangles, price = cover(group)
         parts.append(Part(group, rectangles))
         cost += price
     elements = layer.rows * layer.positions
@@ -143,15 +141,12 @@ def assemble(
     return lowering
 
 
-def cheapest_cover(
-    layer: Layer, model: CostModel, group: tuple[int, ...], patterns: list[Pattern]
-) -> tuple[tuple[Rectangle, ...], float]:
+def cheapest_cover(layer: Layer, model: CostModel, group: Group, patterns: list[Pattern]) -> Cover:
     """Find the sum of smaller kernels that computes a group of filters at the least cost."""
     union = frozenset[tuple[int, int]]().union(*(patterns[number] for number in group))
     if not union:
         union = frozenset({(0, 0)})
-    covers = [*find_covers(union), (find_hull(union),)]
-    priced = [(cover, count_part(layer, model, len(group), cover)) for cover in covers]
+    priced = [(cover, count_part(layer, model, len(group), cover)) for cover in find_covers(union)]
     return min(priced, key=lambda each: each[1])
 
 

@@ -10,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.api import find_inputs
+from fxprune.api import find_inputs, trace_source
 from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.model import Inputs, PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels, Shadow, analyse
-from fxprune.passes.bake_masks import bake_parametrizations
 from fxprune.passes.check_exact import is_rounding
-from fxprune.passes.decompose import decompose
-from fxprune.passes.regions import trace_regions
 from fxprune.stripes.choose import Layer, Lowering, choose, find_patterns
 from fxprune.stripes.cost import CPU, CostModel
 from fxprune.stripes.free_order import find_free, permute_units
@@ -47,17 +44,13 @@ def lower_stripes(model: nn.Module, example_inputs: Any = None, *, cost: CostMod
     if isinstance(model, PreparedModel):
         raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
     inputs = find_inputs(model, example_inputs)
-    if isinstance(model, TracedModel):
-        source = copy.deepcopy(model)
-    else:
-        source = trace_regions(model, inputs)
-        bake_parametrizations(source)
-        decompose(source)
+    source = model if isinstance(model, TracedModel) else trace_source(model, inputs)
     lowered = copy.deepcopy(source)
     channels = analyse(lowered, constants=False)
-    chosen = choose_layers(lowered, channels, cost)
+    convolutions = find_convolutions(lowered)
+    chosen = choose_layers(lowered, channels, convolutions, cost)
     for name, lowering in chosen.items():
-        replace(lowered, name, lowering)
+        replace(lowered, name, convolutions[name], lowering)
     lowered.set_graphs(lowered.graphs)
     check_lowered(source, lowered, inputs)
     lowered.steps = ()
@@ -65,12 +58,14 @@ def lower_stripes(model: nn.Module, example_inputs: Any = None, *, cost: CostMod
     return lowered.compile_graphs()
 
 
-def choose_layers(model: TracedModel, channels: Channels, cost: CostModel) -> dict[str, Lowering]:
+def choose_layers(
+    model: TracedModel, channels: Channels, convolutions: dict[str, list[fx.Node]], cost: CostModel
+) -> dict[str, Lowering]:
     """Choose how each convolution is computed; where that needs another order of channels, permute them.
 
     The costly ones come first: of convolutions that are added up, one alone can have its order.
     """
-    layers = {name: measure_layer(model, channels, nodes) for name, nodes in find_convolutions(model).items()}
+    layers = {name: measure_layer(model, channels, nodes) for name, nodes in convolutions.items()}
     chosen: dict[str, Lowering] = {}
     taken = torch.zeros(len(channels.units), dtype=torch.bool)
     size = lambda name: -layers[name].rows * layers[name].columns * layers[name].positions  # noqa: E731
@@ -103,7 +98,7 @@ def find_convolutions(model: TracedModel) -> dict[str, list[fx.Node]]:
             readers = [user for user in node.users if user.target is F.conv2d and arguments(user)["weight"] is node]
             readers = [user for user in readers if list(arguments(user).values()).count(node) == 1]
             found.setdefault(name, []).extend(readers)
-            if len(readers) < len(node.users) or not is_plain(model, readers):
+            if len(readers) < len(node.users) or not is_plain(readers):
                 other.add(name)
     return {name: nodes for name, nodes in found.items() if nodes and name not in other}
 
@@ -113,7 +108,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return DEFAULTS | dict(zip(PARAMETERS, node.args, strict=False)) | node.kwargs
 
 
-def is_plain(model: TracedModel, nodes: list[fx.Node]) -> bool:
+def is_plain(nodes: list[fx.Node]) -> bool:
     """Whether convolutions have numbers for options, all the same, and a parameter or nothing for bias."""
     options = [{name: arguments(node)[name] for name in PARAMETERS[3:]} for node in nodes]
     biases = [arguments(node)["bias"] for node in nodes]
@@ -136,9 +131,8 @@ def measure_layer(model: TracedModel, channels: Channels, nodes: list[fx.Node]) 
     return Layer(weight.size(0), weight.size(1), (weight.size(2), weight.size(3)), groups, positions)
 
 
-def replace(model: TracedModel, name: str, lowering: Lowering) -> None:
+def replace(model: TracedModel, name: str, nodes: list[fx.Node], lowering: Lowering) -> None:
     """Put the smaller convolutions into the place of one, in the module tree and in all graphs."""
-    nodes = find_convolutions(model)[name]
     given = arguments(nodes[0])
     weight = find_tensor(model, name)
     bias = given["bias"]
@@ -146,7 +140,7 @@ def replace(model: TracedModel, name: str, lowering: Lowering) -> None:
     module = StripeConv2d(weight, find_tensor(model, str(bias.target)) if bias is not None else None, lowering, options)
     path = place(model, name, str(bias.target) if bias is not None else None, module)
     for node in nodes:
-        rewrite(node, module, path, lowering, options)
+        rewrite(node, module, path, options)
 
 
 def place(model: TracedModel, name: str, bias: str | None, module: StripeConv2d) -> str:
@@ -181,7 +175,7 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(numbers[0]), int(numbers[-1]))
 
 
-def rewrite(node: fx.Node, module: StripeConv2d, path: str, lowering: Lowering, options: Options) -> None:
+def rewrite(node: fx.Node, module: StripeConv2d, path: str, options: Options) -> None:
     """Write the smaller convolutions into a graph in the place of one."""
     graph, x = node.graph, node.args[0] if node.args else node.kwargs["input"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 Pattern = frozenset[tuple[int, int]]
@@ -49,14 +50,7 @@ def find_hull(pattern: Pattern) -> Rectangle:
 def span(numbers: set[int]) -> range:
     """Give the shortest arithmetic progression that holds these numbers."""
     first, last = min(numbers), max(numbers)
-    step = functools.reduce(lambda a, b: gcd(a, b - first), numbers, 0) or 1
-    return range(first, last + 1, step)
-
-
-def gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a
+    return range(first, last + 1, math.gcd(*(number - first for number in numbers)) or 1)
 
 
 @functools.lru_cache(maxsize=4096)

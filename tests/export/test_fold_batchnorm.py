@@ -1,5 +1,8 @@
 """Is a folded graph the same function, and does what must not be folded stay?"""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -9,6 +12,7 @@ from onnxscript import ir
 
 from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
 
+Result = TypeVar("Result")
 HEAD = '<ir_version: 8, opset_import: ["" : 18]> g '
 BATCHNORM = " y = BatchNormalization <epsilon = 0.01> (c, gamma, beta, mean, var)"
 
@@ -24,12 +28,17 @@ def build(text: str, channels: int = 6, **weights: tuple[int, ...]) -> onnx.Mode
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
 
 
-def fold(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folding]:
+def rewrite(model: onnx.ModelProto, change: Callable[[ir.Model], Result]) -> tuple[onnx.ModelProto, Result]:
+    """Change a copy of a graph, and check that it is a valid one still."""
     graph = ir.serde.deserialize_model(model)
-    folding = fold_batchnorm(graph)
-    folded = ir.serde.serialize_model(graph)
-    onnx.checker.check_model(folded, full_check=True)
-    return folded, folding
+    result = change(graph)
+    changed = ir.serde.serialize_model(graph)
+    onnx.checker.check_model(changed, full_check=True)
+    return changed, result
+
+
+def fold(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folding]:
+    return rewrite(model, fold_batchnorm)
 
 
 def run(model: onnx.ModelProto) -> list[np.ndarray]:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnxscript import ir
 
 from fxprune.export.fold_pad import fold_pads
-from tests.export.test_fold_batchnorm import build, count_ops, run
+from tests.export.test_fold_batchnorm import build, count_ops, rewrite, run
 
 IMAGE = "(float[2,4,7,6] x) => (float[b,6,h,w] y) "
 CONV = "y = Conv <kernel_shape = [3, 3]{pads}> (c, w)"
 
 
 def fold(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    graph = ir.serde.deserialize_model(model)
-    count = fold_pads(graph)
-    folded = ir.serde.serialize_model(graph)
-    onnx.checker.check_model(folded, full_check=True)
-    return folded, count
+    return rewrite(model, fold_pads)
 
 
 def make(
