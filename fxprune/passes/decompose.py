@@ -110,7 +110,7 @@ def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str
             padding = tuple(module._reversed_padding_repeated_twice)
             x = graph.call_function(F.pad, (x, padding), {"mode": module.padding_mode})
             x.meta = dict(node.meta)
-            options[1] = (0,) * len(module.padding)
+            options[1] = (0,) * len(module.kernel_size)  # padding may be a word
         leaves = LEAVES.get(layer, ("weight", "bias"))
         parameters = [get_parameter(graph, node, module, name, names) for name in leaves]
         extent = [getattr(module, NORMALISED[layer])] if layer in NORMALISED else []

@@ -71,6 +71,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "transposed, depthwise": lambda: one(nn.ConvTranspose2d(8, 8, 2, 2, groups=8)),
     "circular": lambda: one(conv(padding_mode="circular")),
     "reflect": lambda: one(conv(padding_mode="reflect", groups=2)),
+    "replicate, same": lambda: one(nn.Conv2d(8, 8, 3, padding="same", padding_mode="replicate")),
     "same": lambda: one(nn.Conv2d(8, 8, 3, padding="same", dilation=2)),
     "no bias": lambda: one(nn.Sequential(conv(bias=False), nn.BatchNorm2d(8), nn.Hardswish(inplace=True), conv())),
     "functional": lambda: build(lambda m, x: F.conv2d(x, m.c.weight, m.c.bias, padding=1) * 2, c=conv()),
