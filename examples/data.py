@@ -1,8 +1,8 @@
 """Where do batches come from? Arrays lie on the device and are cropped and flipped there; folders go by a loader.
 
-All images become float32 [count, 3, height, width], normalised by the mean and deviation of the training images
-(of folders: ImageNet's); gray ones are repeated to three channels. The order and the crops of an epoch follow from the
-seed and the epoch alone, so a run that is resumed sees what it would have seen.
+All images become float32 [count, 3, height, width], normalised by the mean and deviation of the training images (of
+folders, and where the recipe says so: ImageNet's); gray ones are repeated to three channels. The order and the crops of
+an epoch follow from the seed and the epoch alone, so a run that is resumed sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ NAMED = {
     "cifar100": datasets.CIFAR100,
     "fashion-mnist": datasets.FashionMNIST,
 }
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPELLINGS = (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels"))
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -121,6 +122,10 @@ class ArrayImages:
         self._test = _as_split(arrays.x_test, arrays.y_test, ranks.device)[: recipe.test_limit]
         _check_counts(recipe, len(self._train), len(self._test))
         deviation, mean = torch.std_mean(train.images.float(), (0, 2, 3), correction=0, keepdim=True)
+        if recipe.colours == "imagenet":
+            mean, deviation = (
+                255 * mean.new_tensor(numbers).view(1, 3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+            )
         self._mean, self._deviation = mean, deviation
 
     @property
@@ -202,7 +207,7 @@ class FolderImages:
         as_tensor = [
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION),
         ]
         augment = v2.Compose([v2.RandomResizedCrop(size), *flip, *as_tensor])
         centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *as_tensor])

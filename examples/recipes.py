@@ -20,6 +20,7 @@ class Recipe:
     model: As[str, "as a call: 'resnet20(width=32)', 'vgg16', or a name of torchvision's"] = "resnet20"
     initial: As[Initial, "how weights are drawn: torch's way, or He's by fan_in or fan_out"] = "fan_in"
     norm_scale: As[float, "the scale that batch norms start with"] = 1.0
+    weights: As[str | None, "a .safetensors file to start from; 'none' starts with random weights"] = None
 
     method: As[str, "as a call: 'Feather(p=3)', 'ST3(sigma=True)'; 'none' trains the dense model"] = "none"
     target: As[str | None, "as a call: 'Sparsity(0.9)', 'Macs(remaining=0.5)'; 'none' for the method's own"] = None
@@ -44,6 +45,7 @@ class Recipe:
     smoothing: As[float, "label smoothing"] = 0.0
 
     image_size: As[int, "of an image folder: what training crops and evaluation cuts out"] = 224
+    colours: As[Literal["own", "imagenet"], "of arrays: whose mean and deviation normalise the images"] = "own"
     padding: As[int, "of arrays: pixels on each side before a random crop; 0 crops nothing"] = 4
     padding_mode: As[Literal["constant", "replicate"], "zeros, or the edge's pixels"] = "constant"
     flip: As[bool, "flip half of the images"] = True

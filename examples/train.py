@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -75,7 +77,9 @@ def run(recipe: Recipe, place: Place, ranks: Ranks) -> None:
         training.train_phase(phase, conversion, resumed)
     if conversion is None and recipe.method != "none":
         training.model, conversion = convert_and_compare(training.model, images, ranks)
-    correct = count_correct(training.model, images.test(), ranks)
+        correct = conversion.after, conversion.images
+    else:
+        correct = count_correct(training.model, images.test(), ranks)
     if ranks.is_first:
         seconds = time.perf_counter() - started
         result = write_result(recipe, place, dense, training.model, example, correct, conversion, seconds)
@@ -90,7 +94,20 @@ def make_model(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model = build_model(read_call(recipe.model), classes)
     initialise(model, recipe.initial, recipe.norm_scale)
+    if recipe.weights is not None:
+        read_weights(model, recipe.weights)
     return model
+
+
+def read_weights(model: nn.Module, path: str) -> None:
+    """Fill the model from a safetensors file that has its names and shapes."""
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise SystemExit(f"--weights {path}: cannot be read ({error})") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise SystemExit(f"--weights {path} is of another model: {first[:200]}") from error
 
 
 def prepare_model(dense: nn.Module, example: Tensor, recipe: Recipe) -> nn.Module:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.transforms.v2.functional import to_pil_image
 
 import train
@@ -255,3 +256,36 @@ def test_image_folders_are_loaded(tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"give cifar10, cifar100, fashion-mnist, an .npz file, or a folder"):
         load_images(Recipe(dataset="cifar11"), Place(data=tmp_path), HERE)
+
+
+def test_a_run_starts_from_weights_of_a_file(arrays: Path, tmp_path: Path) -> None:
+    options = ["--recipe", "dense-cifar10", "--dataset", str(arrays), *SMALL, *QUICK, "--epochs", "1", "--rate", "0"]
+    train.main([*options, "--seed", "1", "--out", str(tmp_path / "first")])
+    path = tmp_path / "weights.safetensors"
+    save_file(weights(tmp_path / "first"), path)
+    train.main([*options, "--weights", str(path), "--out", str(tmp_path / "second")])
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first if name.endswith("weight"))
+
+
+def test_weights_of_another_model_are_refused(arrays: Path, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"other": torch.zeros(3)}, path)
+    options = ["--recipe", "dense-cifar10", "--dataset", str(arrays), *SMALL, *QUICK, "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"--weights .*weights\.safetensors is of another model: Missing key.*conv1.weight"):
+        train.main([*options, "--weights", str(path)])
+    path.write_bytes(b"no weights")
+    with pytest.raises(SystemExit, match=r"--weights .*weights\.safetensors: cannot be read"):
+        train.main([*options, "--weights", str(path)])
+
+
+def test_images_are_normalised_by_imagenet_where_asked(arrays: Path) -> None:
+    own, imagenet = (
+        next(load_images(Recipe(dataset=str(arrays), colours=colours), Place(), HERE).test())[0]
+        for colours in ("own", "imagenet")
+    )
+    with np.load(arrays) as file:
+        pixels = torch.from_numpy(file["x_test"][:1]).permute(0, 3, 1, 2) / 255
+    red = (pixels[:, 0] - 0.485) / 0.229
+    assert torch.allclose(imagenet[:1, 0], red, atol=1e-5)
+    assert not torch.allclose(own[:1, 0], red, atol=1e-1)
