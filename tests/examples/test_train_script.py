@@ -272,7 +272,9 @@ def test_weights_of_another_model_are_refused(arrays: Path, tmp_path: Path) -> N
     path = tmp_path / "weights.safetensors"
     save_file({"other": torch.zeros(3)}, path)
     options = ["--recipe", "dense-cifar10", "--dataset", str(arrays), *SMALL, *QUICK, "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"--weights .*weights\.safetensors is of another model: Missing key.*conv1.weight"):
+    with pytest.raises(
+        SystemExit, match=r"--weights .*weights\.safetensors is of another model: Missing key.*conv1.weight"
+    ):
         train.main([*options, "--weights", str(path)])
     path.write_bytes(b"no weights")
     with pytest.raises(SystemExit, match=r"--weights .*weights\.safetensors: cannot be read"):
