@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from tabulate import tabulate
 from fxprune.errors import ExportError
 from fxprune.export.ort_cpu import OrtCpu
 from fxprune.export.random_inputs import draw_inputs
-from fxprune.export.runtime import Array, Runtime, Session
+from fxprune.export.runtime import Runtime, Session
+from fxprune.export.turns import time_in_turns
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -116,7 +117,8 @@ def benchmark(
     for batch_size in batch_sizes:
         first = next(iter(sessions.values()))
         feed = draw_inputs(first.inputs, batch_size, input_shapes or {})
-        measured = _measure(sessions, feed, seconds, rounds)
+        runs = {name: partial(session.run, feed) for name, session in sessions.items()}
+        measured = time_in_turns(runs, seconds, rounds)
         baseline = measured[next(iter(sessions))]
         for name, times in measured.items():
             timings.append(_summarise(name, files[name].stat().st_size, batch_size, times, baseline))
@@ -142,33 +144,6 @@ def _require_same_inputs(sessions: Mapping[str, Session]) -> None:
             raise ExportError(
                 f"{name} takes the inputs {theirs}, {first} takes {ours}; compare files of one interface."
             )
-
-
-def _measure(
-    sessions: Mapping[str, Session], feed: Mapping[str, Array], seconds: float, rounds: int
-) -> dict[str, list[NDArray[np.float64]]]:
-    """Return each file's times in milliseconds, one array a round."""
-    slot = seconds / rounds
-    counts = {name: max(1, round(slot / _warm_up(session, feed, slot))) for name, session in sessions.items()}
-    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in sessions}
-    for turn in range(rounds):
-        for name in list(sessions) if turn % 2 == 0 else list(sessions)[::-1]:
-            times[name].append(np.array([_time_run(sessions[name], feed) * 1e3 for _ in range(counts[name])]))
-    return times
-
-
-def _warm_up(session: Session, feed: Mapping[str, Array], seconds: float) -> float:
-    """Run at least three times and for `seconds`; return the fastest time in seconds."""
-    durations = [_time_run(session, feed) for _ in range(3)]
-    while sum(durations) < seconds:
-        durations.append(_time_run(session, feed))
-    return min(durations)
-
-
-def _time_run(session: Session, feed: Mapping[str, Array]) -> float:
-    start = time.perf_counter()
-    session.run(feed)
-    return time.perf_counter() - start
 
 
 def _summarise(
