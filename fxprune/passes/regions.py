@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.trace import copy_model, trace, trace_region
-from fxprune.passes.watch import Calls, kept_state, watch_calls
+from fxprune.passes.watch import Calls, kept_state, sizes_in, watch_calls
 
 ROUGH = 0.02
 """How far a graph may be from the code it was made of, in shares of the largest output: bfloat16 rounds by 0.004."""
@@ -125,6 +125,8 @@ class Search:
             raise TraceError(f"{name} inside of it is also read from outside ({line})")
         if any(t.numel() == 0 for t in tree_leaves(calls.inputs) if isinstance(t, Tensor)):
             raise TraceError("it is called with empty tensors, of which nothing can be learnt")
+        if [sizes_in(inputs) for inputs in calls.inputs] != calls.held:
+            raise TraceError("its code leaves tensors in an object that it is called with, such as a cache")
         used = copy_model(self.root)  # code that was left halfway leaves its objects in any state
         region = trace_region(used, path, calls.inputs[0])
         take_constants(region, used, self.root)

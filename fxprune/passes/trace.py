@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
 from fxprune.passes.guards import FAILURES, check_failure, check_guard
+from fxprune.passes.objects import holds_proxies, remake
 from fxprune.passes.proxies import (
     ValueProxy,
     find_proxies,
@@ -339,6 +340,8 @@ class ValueTracer(fx.Tracer):
             return self.rebuild(a)
         if kind is slice:
             return slice(self.create_arg(a.start), self.create_arg(a.stop), self.create_arg(a.step))
+        if not isinstance(a, tuple) and not dataclasses.is_dataclass(a) and holds_proxies(a):
+            return self.rebuild_object(a)
         return super().create_arg(a)
 
     def rebuild(self, a: dict[Any, Any]) -> fx.Node:
@@ -347,6 +350,11 @@ class ValueTracer(fx.Tracer):
         if dataclasses.is_dataclass(type(a)):
             return self.create_node("call_function", type(a), (), items)
         return self.create_node("call_function", type(a), (items,), {})
+
+    def rebuild_object(self, a: Any) -> fx.Node:
+        """Make a node that makes such an object again, of its class and with its attributes, as a cache of keys."""
+        make, traced = remake(a)
+        return self.create_node("call_function", make, (), {name: self.create_arg(v) for name, v in traced.items()})
 
     def guard(self, proxy: ValueProxy) -> Any:
         """Return the value of a proxy, which the Python code needs, and note that the graph depends on it."""

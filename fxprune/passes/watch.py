@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import TraceError
-from fxprune.model import Inputs, in_eval_mode, named_tensors
+from fxprune.model import Inputs, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.proxies import is_accessor
 from fxprune.passes.source_lines import find_user_line
 
@@ -32,6 +32,7 @@ class Calls:
 
     inputs: list[Inputs] = field(default_factory=list)
     shapes: list[Any] = field(default_factory=list)
+    held: list[list[torch.Size]] = field(default_factory=list)  # what the inputs held, objects' attributes included
     called_outside: set[str] = field(default_factory=set)  # modules inside that are called while it is not running
     read_outside: dict[str, str] = field(default_factory=dict)  # tensors inside that other code reads, and its line
 
@@ -111,6 +112,12 @@ def note_call(calls: Calls, inputs: Inputs) -> None:
         return
     calls.shapes.append(shapes)
     calls.inputs.append(tree_map_only(Tensor, lambda t: t.detach().clone(), inputs))
+    calls.held.append(sizes_in(inputs))
+
+
+def sizes_in(inputs: Inputs) -> list[torch.Size]:
+    """List the shapes of all tensors of a call, those that objects hold as attributes included."""
+    return [t.shape for t in tensors_in(inputs)]
 
 
 @contextmanager
