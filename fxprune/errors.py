@@ -33,6 +33,10 @@ class ExportError(FxpruneError):
     """The file could not be written, or the runtime refuses it."""
 
 
+class RuntimeUnavailable(ExportError):
+    """A runtime that is not installed here, or has no device; the message says which, and how to get it."""
+
+
 class PlanError(FxpruneError):
     """A file of a converted model that cannot be written, or does not fit the model that is to become it."""
 

@@ -18,7 +18,7 @@ from fxprune.demo.report import Report, Row
 from fxprune.demo.settings import Settings, check_settings
 from fxprune.demo.training import predict, train
 from fxprune.export.benchmark import Benchmark
-from fxprune.export.ort_cpu import OrtCpu
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.model import PreparedModel, TracedModel
 
 BATCH_SIZES = (1, 32)

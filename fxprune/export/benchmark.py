@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from fxprune.errors import ExportError
-from fxprune.export.ort_cpu import OrtCpu
 from fxprune.export.random_inputs import draw_inputs
-from fxprune.export.runtime import Runtime, Session
+from fxprune.export.runtimes.interface import Runtime, Session
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.turns import time_in_turns
 
 RESAMPLES = 2000

@@ -22,8 +22,8 @@ from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
 from fxprune.export.fold_pad import fold_pads
 from fxprune.export.graph_constants import get_input, read_constant
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
-from fxprune.export.ort_cpu import OrtCpu
-from fxprune.export.runtime import Session
+from fxprune.export.runtimes.interface import Session
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.slice_splits import slice_splits
 from fxprune.export.verify import Verification, compare
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fxprune.errors import ExportError
-from fxprune.export.runtime import Array, TensorInfo
+from fxprune.export.runtimes.interface import Array, TensorInfo
 
 
 def draw_inputs(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fxprune.errors import ExportError, GuardViolated
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
-from fxprune.export.ort_cpu import OrtCpu
-from fxprune.export.runtime import Array, Session
+from fxprune.export.runtimes.interface import Array, Session
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 
 ROUNDING_FACTOR = 4
 """How many times the model's own rounding error the file may differ: each has its own, in another order of sums."""

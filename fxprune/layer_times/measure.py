@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from fxprune.export.ort_cpu import OrtCpu
-from fxprune.export.runtime import Array, Runtime
+from fxprune.export.runtimes.interface import Array, Runtime
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.turns import Run, time_in_turns
 from fxprune.layer_times.cache import Machine, add_times, read_times
 from fxprune.layer_times.graph import LayerGraph, build_graph

@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.errors import ExportError
 from fxprune.export import benchmark, to_onnx
 from fxprune.export.benchmark import Benchmark, bootstrap_median
-from fxprune.export.runtime import Array, TensorInfo
+from fxprune.export.runtimes.interface import Array, TensorInfo
 
 
 @pytest.fixture

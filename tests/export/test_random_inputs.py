@@ -5,7 +5,7 @@ import pytest
 
 from fxprune.errors import ExportError
 from fxprune.export.random_inputs import draw_inputs
-from fxprune.export.runtime import TensorInfo
+from fxprune.export.runtimes.interface import TensorInfo
 
 FLOAT, INTEGER = np.dtype("float32"), np.dtype("int64")
 IMAGE = TensorInfo("image", (None, 3, None, None), FLOAT)

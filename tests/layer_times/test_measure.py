@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fxprune.export.runtime import Array, TensorInfo
+from fxprune.export.runtimes.interface import Array, TensorInfo
 from fxprune.layer_times.cache import Machine, add_times, find_file, read_times
 from fxprune.layer_times.graph import Convolution, LayerGraph, Linear
 from fxprune.layer_times.measure import ROUNDS, time_layers

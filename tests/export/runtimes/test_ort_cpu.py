@@ -9,8 +9,8 @@ from torch import nn
 
 from fxprune.errors import ExportError
 from fxprune.export import to_onnx
-from fxprune.export.ort_cpu import OrtCpu
-from fxprune.export.runtime import TensorInfo
+from fxprune.export.runtimes.interface import TensorInfo
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 
 
 def test_inputs_and_outputs_are_described(tmp_path: Path) -> None:
