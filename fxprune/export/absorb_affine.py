@@ -7,6 +7,7 @@ With s = scale and t = shift along the channels (dimension 1 of a tensor):
     Add of a constant            s (x + c) + t   = s x + (s c + t)
     Add of two tensors           s (x + y) + t   = (s x + t) + s y
     Concat of channels           each part takes its share of s and t
+    Gather of all channels       s and t in the order of what is gathered
 
 `find_absorbers` only looks, `absorb_affine` only changes. All of it is computed in float64
 and stored in the constant's own type. To add a node type, add a function to the two tables.
@@ -115,6 +116,18 @@ def _find_in_concat(node: ir.Node, affine: Affine) -> list[Absorber]:
     return absorbers
 
 
+def _find_in_gather(node: ir.Node, affine: Affine) -> list[Absorber]:
+    order = read_constant(get_input(node, 1))
+    if read_int(node, "axis", 0) not in (1, 1 - _get_rank(node.inputs[0])) or order is None or order.ndim != 1:
+        raise NotAbsorbed(f"{node.name} picks along another dimension than the channels")
+    source = node.inputs[0]
+    width = source.shape[1] if source is not None and source.shape is not None else None
+    if width != len(order) or sorted(order) != list(range(len(order))):
+        raise NotAbsorbed(f"{node.name} picks not each channel once")
+    places = order.argsort()
+    return find_absorbers(source, Affine(affine.scale[places], affine.shift[places]))
+
+
 _FINDERS: dict[str, Callable[[ir.Node, Affine], list[Absorber]]] = {
     "Conv": _find_in_product,
     "ConvTranspose": _find_in_product,
@@ -122,6 +135,7 @@ _FINDERS: dict[str, Callable[[ir.Node, Affine], list[Absorber]]] = {
     "MatMul": _find_in_product,
     "Add": _find_in_add,
     "Concat": _find_in_concat,
+    "Gather": _find_in_gather,
 }
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from onnxscript import ir
 
 from fxprune.export.absorb_affine import Affine, NotAbsorbed, absorb_affine, find_absorbers
-from fxprune.export.graph_constants import get_input, read_constant, read_float, read_int
+from fxprune.export.graph_constants import bypass, get_input, read_constant, read_float, read_int
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def fold_batchnorm(model: ir.Model) -> Folding:
             continue
         for absorber in absorbers:
             absorb_affine(absorber)
-        _remove_batchnorm(node)
+        bypass(node)
         folded.append(name)
     return Folding(tuple(folded), tuple(kept))
 
@@ -83,13 +83,3 @@ def _name_batchnorm(node: ir.Node) -> str:
     mean = get_input(node, 3)
     name = mean.name if mean is not None and mean.is_initializer() else node.name
     return str(name).removesuffix(".running_mean")
-
-
-def _remove_batchnorm(node: ir.Node) -> None:
-    source, output = node.inputs[0], node.outputs[0]
-    assert source is not None
-    assert isinstance(node.graph, ir.Graph)
-    name = output.name
-    output.replace_all_uses_with(source, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
-    source.name = name

@@ -1,4 +1,4 @@
-"""How are constants and attributes of an ONNX graph read and replaced?"""
+"""How are constants, attributes and nodes of an ONNX graph read, replaced and taken out?"""
 
 from typing import Any
 
@@ -50,6 +50,16 @@ def add_constant(node: ir.Node, index: int, array: Array, name: str, like: ir.Va
     if len(node.inputs) <= index:
         node.resize_inputs(index + 1)
     node.replace_input_with(index, _register(node, name, array, like))
+
+
+def bypass(node: ir.Node) -> None:
+    """Take a node out, so that its first input stands for its output, under the output's name."""
+    source, output = node.inputs[0], node.outputs[0]
+    assert source is not None
+    name = output.name
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
+    _get_graph(node).remove(node, safe=True)
+    source.name = name
 
 
 def _register(node: ir.Node, name: str, array: Array, like: ir.Value) -> ir.Value:

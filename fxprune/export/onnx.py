@@ -22,6 +22,7 @@ from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
 from fxprune.export.fold_pad import fold_pads
 from fxprune.export.graph_constants import get_input, read_constant
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
+from fxprune.export.lift_activations import lift_activations
 from fxprune.export.runtimes.interface import Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.slice_splits import slice_splits
@@ -204,6 +205,7 @@ def _simplify(graph: ir.Model) -> Folding:
     _drop_wrong_biases(graph)
     folding = fold_batchnorm(graph)
     fold_pads(graph)
+    lift_activations(graph)
     tidy = (
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),

@@ -3,7 +3,7 @@
 A layer alone would start and end in the plain layout, which its neighbours in a network need not: ONNX Runtime computes
 convolutions in blocks of channels and keeps them so from layer to layer. So each graph is
 
-    input with one channel -> point-wise layer, ReLU -> the layer -> ReLU -> mean over positions
+    input with one channel -> point-wise layer -> ReLU -> the layer, each part with its ReLU -> mean over positions
 
 and the *frame*, the same without the layer, is timed beside it and taken off.
 """
@@ -75,14 +75,13 @@ def build_graph(layer: LayerGraph, is_linear: bool) -> onnx.ModelProto:
     pointwise = Convolution(channels, (1,) * spatial, (0, 0) * spatial, (1,) * spatial, (1,) * spatial)
     value = builder.add_layer("x", 1, Linear(channels) if is_linear else pointwise, len(layer.shape))
     value = builder.add("Relu", [value])
-    joined = [builder.add_sum(value, channels, part, len(layer.shape)) for part in layer.parts]
+    joined = [builder.add("Relu", [builder.add_sum(value, channels, part, len(layer.shape))]) for part in layer.parts]
     if joined:
         value = joined[0] if len(joined) == 1 else builder.add("Concat", joined, axis=axis)
     if layer.reordered:
         width = sum(part[0].features if isinstance(part[0], Linear) else part[0].filters for part in layer.parts)
         order = builder.store(builder.draw.permutation(width).astype(np.int64))
         value = builder.add("Gather", [value, order], axis=axis)
-    value = builder.add("Relu", [value])
     if not is_linear:
         value = builder.add("GlobalAveragePool", [value])
     sizes = [1 if dim == axis else size for dim, size in enumerate(layer.shape)]

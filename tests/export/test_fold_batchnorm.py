@@ -56,6 +56,7 @@ def count_ops(model: onnx.ModelProto, op_type: str) -> int:
 
 
 IMAGE = "(float[2,4,5,5] x) => (float[2,6,h,w] y) {"
+ORDERED = "(float[2,4,5,5] x) => (float[2,6,h,w] y) <int64[6] order = {{{order}}}> {{"
 MATRIX = "(float[3,4] x) => (float[3,6] y) {"
 
 FOLDABLE = {
@@ -80,6 +81,10 @@ FOLDABLE = {
     "concat_of_convs": (
         IMAGE + " p = Conv (x, w) q = Conv (x, v, b) c = Concat <axis = 1> (p, q)",
         {"w": (4, 4, 3, 3), "v": (2, 4, 3, 3), "b": (2,)},
+    ),
+    "permuted_conv": (
+        ORDERED.format(order="5, 0, 3, 1, 4, 2") + " p = Conv (x, w) c = Gather <axis = 1> (p, order)",
+        {"w": (6, 4, 3, 3)},
     ),
 }
 
@@ -123,6 +128,10 @@ NOT_FOLDABLE = {
     "another dimension than the channels": (
         "(float[2,4,5,5] x) => (float[2,6,h,w] y) { p = Conv (x, w) q = Conv (x, v) c = Concat <axis = 2> (p, q)",
         {"w": (6, 4, 3, 3), "v": (6, 4, 3, 3)},
+    ),
+    "picks not each channel once": (
+        ORDERED.format(order="5, 0, 3, 1, 4, 4") + " p = Conv (x, w) c = Gather <axis = 1> (p, order)",
+        {"w": (6, 4, 3, 3)},
     ),
     "p has another consumer": (IMAGE + " p = Conv (x, w) c = Add (p, p)", {"w": (6, 4, 3, 3)}),
 }
