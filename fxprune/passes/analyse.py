@@ -244,6 +244,8 @@ class ShadowRun:
                 results[node] = freeze(env[node])
                 if type(env[node]) in (int, float):
                     self.note_number(node, results)
+                elif node.op == "output":
+                    self.pin_counted(node, results)
                 elif node.target is check_guard:
                     self.note_fixed(node, results)
                 if node.op.startswith("call_"):
@@ -276,6 +278,15 @@ class ShadowRun:
             tensor = results[source.args[0] if node.target is operator.getitem else source]  # type: ignore[union-attr,index]
             counted += list(tensor.ids) if isinstance(tensor, Shadow) else []
         self.counted[node] = counted
+
+    def pin_counted(self, output: fx.Node, results: dict[fx.Node, Any]) -> None:
+        """Pin the channels that an output of the model counts, as `x.shape` does."""
+        for number in output.all_input_nodes:
+            counted = self.counted.get(number, [])
+            if isinstance(results[number], tuple) and all(type(size) is int for size in results[number]):
+                counted = [t for ids in ids_counted(number, results) for t in ids]
+            for ids in counted:
+                self.table.pin(ids, "an output of the model says how many there are")
 
     def is_width(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
         """Whether a number is a tensor's number of channels, or computed from such numbers only."""
@@ -398,6 +409,17 @@ def hides_layers(module: nn.Module) -> bool:
     if hasattr(module, "parametrizations"):
         return False
     return any(True for _ in module.children()) or not set(dict(module.named_parameters())) <= {"weight", "bias"}
+
+
+def ids_counted(shape: fx.Node, results: dict[fx.Node, Any]) -> list[Ids]:
+    """For each number of `x.shape`, or of a slice of it, the ids that it counts."""
+    source = shape.args[0]
+    assert isinstance(source, fx.Node)
+    tensor = results[source]
+    if not isinstance(tensor, Shadow):
+        counted = ids_counted(source, results)
+        return counted[shape.args[1]] if isinstance(shape.args[1], slice) else counted
+    return [tuple(t for t in tensor.ids if dim in varying(t)) for dim in range(len(tensor.shape))]
 
 
 def find_measured(node: fx.Node, results: dict[fx.Node, Any]) -> tuple[fx.Node, int] | None:

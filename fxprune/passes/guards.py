@@ -18,9 +18,15 @@ def check_guard(actual: Any, expected: Any, where: str) -> None:
     if torch.compiler.is_exporting():  # with sizes that stand for all, of which nothing can be asked
         return
     if actual != expected:
+        way = "which takes another way through the model's code; call prepare with example_inputs of this kind"
+        if not isinstance(expected, bool):
+            way = (
+                "and the code asks for the plain number, as range(n), int(n) and a list's index do, so that the graph "
+                "holds for one size only; compute sizes of x.shape[i] by + - * // and %, loop by torch functions, or "
+                "call prepare with example_inputs of this size"
+            )
         raise GuardViolated(
-            f"{where}: this was {expected!r} when the model was prepared and is {actual!r} for this input, which takes "
-            "another way through the model's code; call prepare with example_inputs of this kind"
+            f"{where}: this was {expected!r} when the model was prepared and is {actual!r} for this input, {way}"
         )
 
 

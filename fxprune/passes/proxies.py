@@ -13,6 +13,9 @@ from torch import Tensor, fx
 
 _STRUCTURE = frozenset({"ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized"})
 
+LENGTH = len
+"""Python's own, also while code is traced, for which another stands."""
+
 
 class ValueProxy(fx.Proxy):
     """A proxy that knows the value which the example input gives it."""
@@ -42,18 +45,14 @@ class ValueProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._value, dict):
             return iter(self._guarded_keys())
-        if self.node.op == "placeholder" or self.node.target in ("unbind", torch.unbind):
-            return iter(
-                [self[i] for i in range(self.tracer.guard(self.tracer.create_proxy("call_function", len, (self,), {})))]
-            )
-        return iter([self[i] for i in range(len(self))])
+        return iter([self[i] for i in range(self.__len__())])
 
     def __len__(self) -> int:
         if isinstance(self._value, Tensor):
             return int(self.tracer.guard(self.shape[0]))
-        if self.node.op == "placeholder":
-            return int(self.tracer.guard(self.tracer.create_proxy("call_function", len, (self,), {})))
-        return len(self._value)
+        if type(self._value) in (list, tuple) and self.node.op != "call_module":  # of which sizes may say how long
+            return int(self.tracer.guard(self.tracer.create_proxy("call_function", LENGTH, (self,), {})))
+        return self._value.__len__()  # type: ignore[no-any-return]
 
     def __contains__(self, item: Any) -> bool:
         if isinstance(self._value, dict):
@@ -109,20 +108,24 @@ class ValueProxy(fx.Proxy):
 
 @contextmanager
 def answering_for_values() -> Iterator[None]:
-    """Let `isinstance(x, torch.Tensor)` answer for a proxy as it will at run time.
+    """Let `isinstance(x, torch.Tensor)` answer for a proxy as it will at run time, and `len(x)` stay symbolic.
 
     In Python code alone: torch's own, compiled checks must not take a proxy for what it stands for.
     """
-    original = builtins.isinstance
+    originals = builtins.isinstance, builtins.len
 
     def check(value: Any, kinds: Any) -> bool:
-        return original(value, kinds) or (type(value) is ValueProxy and original(value._value, kinds))
+        return originals[0](value, kinds) or (type(value) is ValueProxy and originals[0](value._value, kinds))
+
+    def measure(value: Any) -> Any:
+        is_tensor = type(value) is ValueProxy and originals[0](value._value, Tensor)
+        return value.shape[0] if is_tensor else originals[1](value)
 
     try:
-        builtins.isinstance = check
+        builtins.isinstance, builtins.len = check, measure
         yield
     finally:
-        builtins.isinstance = original
+        builtins.isinstance, builtins.len = originals
 
 
 def _inplace(function: Callable[..., Any]) -> Callable[..., Any]:

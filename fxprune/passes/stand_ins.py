@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch.utils import checkpoint
 
 from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxies
 
-FACTORIES = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor")
+NAMESPACES = (torch, F, torch.fft, torch.linalg)
 NUMBERS = ("finfo", "iinfo")
-"""Functions of sizes: torch reads their arguments before any mode hears of the call, so they are wrapped."""
+"""Where compiled functions are called: torch reads numbers among their arguments before any mode hears of the call."""
 
 CHECKPOINTS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
 """What `checkpoint(..., use_reentrant=False)` runs before and after the function, by version of torch."""
@@ -30,9 +31,10 @@ def standing_in(tracer: Any) -> Iterator[None]:
     wrapped = torch.fx._symbolic_trace._wrapped_fns_to_patch
     stepped_over = dict(wrapped)
     wrapped.clear()
-    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replacements(tracer)]
+    replaced = list(replacements(tracer))
+    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replaced]
     try:
-        for owner, name, replacement in replacements(tracer):
+        for owner, name, replacement in replaced:
             setattr(owner, name, replacement)
         with written_out(), answering_for_values():
             yield
@@ -44,8 +46,12 @@ def standing_in(tracer: Any) -> Iterator[None]:
 
 def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
     """Go through what is replaced: its owner, its name, and by what."""
-    for name in FACTORIES + NUMBERS:
-        yield torch, name, record_factory(tracer, getattr(torch, name))
+    for owner in NAMESPACES:
+        for name, function in vars(owner).items():
+            if isinstance(function, BuiltinFunctionType) and not function.__name__.startswith("_"):
+                yield owner, name, record_compiled(tracer, function)
+    for name in NUMBERS:
+        yield torch, name, record_compiled(tracer, getattr(torch, name))
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
     yield torch.jit.ScriptFunction, "__call__", inline_script(tracer)
@@ -56,16 +62,16 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
         yield checkpoint, name, compute_at_once
 
 
-def record_factory(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Record a factory whose sizes are symbolic."""
+def record_compiled(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Record a compiled function before it asks for the sizes that it is given."""
 
     @functools.wraps(function)
-    def factory(*args: Any, **kwargs: Any) -> Any:
+    def compiled(*args: Any, **kwargs: Any) -> Any:
         if is_recorded(tracer, args, kwargs):
             return tracer.create_proxy("call_function", function, args, kwargs)
         return function(*args, **kwargs)
 
-    return factory
+    return compiled
 
 
 def check_numbers(check: Callable[..., Any]) -> Callable[..., Any]:

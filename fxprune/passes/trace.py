@@ -28,6 +28,7 @@ from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, nam
 from fxprune.passes.guards import FAILURES, check_failure, check_guard
 from fxprune.passes.objects import holds_proxies, remake
 from fxprune.passes.proxies import (
+    LENGTH,
     ValueProxy,
     find_proxies,
     is_accessor,
@@ -225,7 +226,7 @@ class ValueTracer(fx.Tracer):
             node.meta["shape"] = tuple(value.shape)
         if not isinstance(value, Tensor):  # a shape tells nothing of the contents; a number read from them does
             numbers = any(p._data for p in find_proxies((args, kwargs)) if not isinstance(p._value, Tensor))
-            data = (numbers and target not in (len, tuple)) or (
+            data = (numbers and target not in (LENGTH, tuple)) or (
                 data and getattr(target, "__name__", target) in _READS_DATA
             )
         self.earlier[node.name] = (node, value)

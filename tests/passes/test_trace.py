@@ -74,6 +74,15 @@ def count(self: Model, x: Tensor) -> Tensor:
 
 BODIES: dict[str, Callable[..., Any]] = {
     "view": lambda self, x: x.view(x.size(0), -1).sum(1),
+    "length": lambda self, x: x.reshape(len(x) * 2, -1, x.shape[2], x.shape[3]).amax(1),
+    "reshape": lambda self, x: torch.reshape(x, (x.shape[0], x.shape[1], -1)).mean(2),
+    "roll": lambda self, x: torch.roll(x, (x.shape[2] // 2, x.shape[3] // 3), (2, 3)),
+    "pool": lambda self, x: F.avg_pool2d(x, (x.shape[2], x.shape[3] // 2)),
+    "spectrum": lambda self, x: torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=x.shape[-2:]),
+    "spectrum of a row": lambda self, x: torch.fft.irfft(torch.fft.rfft(x), n=x.shape[3]),
+    "narrowed": lambda self, x: torch.narrow(x, 2, x.shape[2] // 2, x.shape[2] - x.shape[2] // 2).tile(x.shape[0], 1),
+    "best": lambda self, x: torch.topk(x, x.shape[3] // 2, 3)[0],
+    "broadcast": lambda self, x: x + torch.broadcast_to(x[:1, :1, :1, :1], (x.shape[0], 4, 1, x.shape[3])),
     "arithmetic": lambda self, x: x.reshape(x.shape[0] * 2, x.shape[1] // 2, x.shape[2] * x.shape[3]).amax(2),
     "unpacked": lambda self, x: (lambda b, c, h, w: x.view(b, c, h * w).permute(0, 2, 1).reshape(b * h, w, c))(
         *x.shape

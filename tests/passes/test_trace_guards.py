@@ -34,6 +34,10 @@ class Model(nn.Module):
         lambda x: sum(x[:, :, i] for i in range(x.shape[2])),
         lambda x: torch.stack([x[i] for i in range(len(x))]),
         lambda x: torch.stack([row for row in x]),  # noqa: C416
+        lambda x: sum(part.mean() for part in x.split(2)),
+        lambda x: torch.stack([part.mean() for part in torch.chunk(x, 8, 2)]),
+        lambda x: x * sum([0.5] * x.shape[0]),
+        lambda x: x[:, :, : int(x.shape[2] * 0.5)],
         lambda x: torch.stack(list(x.unbind(0))),
         lambda x: x[:, : [1, 2][x.shape[2] % 2]],
     ],
@@ -44,6 +48,12 @@ def test_another_way_through_the_code_is_refused(body: Callable[..., Any]) -> No
     torch.testing.assert_close(graph(varied_images(2, 3, 12)), model(varied_images(2, 3, 12)), rtol=0, atol=0)
     with pytest.raises(GuardViolated, match=r"test_trace_guards.py:\d+.*was .* when the model was prepared"):
         graph(varied_images(3, 3, 7))
+
+
+def test_a_size_that_code_takes_as_a_plain_number_says_how_to_keep_it() -> None:
+    graph = trace(Model(lambda x: x[:, :, : int(x.shape[2] * 0.5)]), ((varied_images(2, 3, 12),), {}))
+    with pytest.raises(GuardViolated, match=r"was 6.0 .* is 3.5 .*int\(n\).*x.shape\[i\] by .* //"):
+        graph(varied_images(2, 3, 7))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,23 @@ def test_inputs_and_outputs_are_pinned() -> None:
 
 
 @pytest.mark.parametrize(
+    "size", [lambda a: a.shape, lambda a: a.size(1), lambda a: a.numel() * 2, lambda a: a.shape[:2]]
+)
+def test_an_output_that_counts_channels_pins_those_alone(size: Callable[[Tensor], Any]) -> None:
+    channels = find_channels(lambda m, a, b: (size(a), m["head"](a), m["more"](b)), head=conv(4, 5), more=conv(4, 5))
+    assert rows(channels, "a.weight") == [PINNED] * 4
+    assert PINNED not in rows(channels, "b.weight")
+
+
+@pytest.mark.parametrize(
+    "size", [lambda a: a.shape[2:], lambda a: a.size(0), lambda a: len(a), lambda a: a.shape[3] // 2]
+)
+def test_an_output_that_counts_no_channels_pins_none(size: Callable[[Tensor], Any]) -> None:
+    channels = find_channels(lambda m, a, b: (size(a), m["head"](torch.relu(a))), head=conv(4, 5))
+    assert PINNED not in rows(channels, "a.weight")
+
+
+@pytest.mark.parametrize(
     ("op", "name"), [(lambda a: torch.cdist(a, a), "cdist"), (lambda a: a.cumsum(1), "cumsum"),
                      (lambda a: torch.sort(a, 1)[0], "sort"), (lambda a: a.cummax(1)[0], "cummax")],
 )  # fmt: skip
