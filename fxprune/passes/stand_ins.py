@@ -15,11 +15,13 @@ from torch._functorch import apis
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import checkpoint
 
-from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxies
+from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxies, unwrap
 
 NAMESPACES = (torch, F, torch.fft, torch.linalg)
 NUMBERS = ("finfo", "iinfo")
 """Where compiled functions are called: torch reads numbers among their arguments before any mode hears of the call."""
+
+MAKE_AUTOCAST: Any = torch.autocast.__init__
 
 CHECKPOINTS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
 """What `checkpoint(..., use_reentrant=False)` runs before and after the function, by version of torch."""
@@ -56,6 +58,7 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
     yield torch.jit.ScriptFunction, "__call__", inline_script(tracer)
     yield apis, "vmap_impl", record_vmap(tracer)
+    yield torch.autocast, "__init__", make_autocast
     yield torch.autocast, "__enter__", enter_autocast(tracer)
     yield torch.autocast, "__exit__", exit_autocast(tracer)
     for name in set(CHECKPOINTS).intersection(vars(checkpoint)):
@@ -126,14 +129,20 @@ def record_vmap(tracer: Any) -> Callable[..., Any]:
     return vmap_impl
 
 
+def make_autocast(mode: Any, device_type: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a `torch.autocast` that remembers of which tensor the device was asked, as in `x.device.type`."""
+    MAKE_AUTOCAST(mode, unwrap(device_type), *args, **kwargs)
+    mode.asked = device_type
+
+
 def enter_autocast(tracer: Any) -> Callable[..., Any]:
     """Record where the code enters `torch.autocast`."""
     original: Any = torch.autocast.__enter__
 
     def enter(mode: Any) -> Any:
         if tracer.recording:
-            settings = (mode.device, mode.fast_dtype, mode._enabled, mode._cache_enabled)
-            mode.entered = tracer.create_node("call_function", _enter_autocast, settings, {})
+            settings = (getattr(mode, "asked", mode.device), mode.fast_dtype, mode._enabled, mode._cache_enabled)
+            mode.entered = tracer.create_node("call_function", _enter_autocast, tracer.create_arg(settings), {})
         return original(mode)
 
     return enter

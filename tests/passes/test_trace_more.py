@@ -119,7 +119,7 @@ def mixed(m: nn.Module, x: Tensor) -> Tensor:
 
 
 def cast_regions(m: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False), torch.autocast(device_type=x.device.type, enabled=False):
         y = m.b(F.softplus(m.a(x)))
     return m.h(F.softplus(y))
 
