@@ -109,6 +109,8 @@ class Report:
     units_removed: int
     kept: dict[str, int]  # closed units that stay, by reason
     error: float | None  # largest output difference, relative to the outputs' range; None if not checked
+    method: str | None = None  # that of the prepared model, as its call is written
+    target: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.parameters_before:,} parameters became {self.parameters_after:,}"]
@@ -179,7 +181,16 @@ def convert(
     compact.compile_graphs()
     step = record_step(model, source, traced, channels, plan, masked)
     compact.steps = (*(model.steps if isinstance(model, TracedModel) else ()), step)
-    report = Report(count(source), count(compact), int(plan.dead.sum()), plan.kept, error)
+    masks = model.fxprune if isinstance(model, PreparedModel) else None
+    report = Report(
+        parameters_before=count(source),
+        parameters_after=count(compact),
+        units_removed=int(plan.dead.sum()),
+        kept=plan.kept,
+        error=error,
+        method=None if masks is None else repr(masks.method),
+        target=None if masks is None or masks.target is None else repr(masks.target),
+    )
     result = compact if into is None else resize_original(into, compact, inputs)
     result.report = report  # type: ignore[assignment]
     return result

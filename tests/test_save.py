@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import PlanError
+from fxprune.errors import FxpruneError, PlanError
 from fxprune.model import TracedModel, named_tensors, tensors_in
 from fxprune.saving import container
 from tests.exactness import close_units, randomise, varied_images, zero_filters
+from tests.mutations import mutate
 from tests.test_seven_modules import SEVEN, AttentionMap
 
 
@@ -249,7 +251,7 @@ def test_any_reader_of_safetensors_shows_the_tensors_and_the_plan(saved: Path) -
         (Small(9), r"first\.weight has the shape \(9, 4\) and had \(8, 4\) before.*arguments of the original"),
         (Small(last=lambda *sizes: nn.Linear(*sizes, bias=False)), r"head\.bias of the Small .* is missing"),
         (Small(last=lambda *sizes: nn.Sequential(nn.Linear(*sizes))), r"head\.weight of the Small .* is missing"),
-        ("Small", r"takes a torch\.nn\.Module and a path, not str"),
+        ("Small", r"takes a fresh model and a path"),
     ],
 )
 def test_other_models_are_refused(fresh: Any, message: str, saved: Path) -> None:
@@ -325,6 +327,49 @@ def test_a_changed_byte_is_found_wherever_it_is(saved: Path) -> None:
     saved.write_bytes(blob + b"\0")
     with pytest.raises(PlanError, match=r"is damaged"):
         fxprune.load(Small(), saved)
+
+
+def test_arguments_in_another_order_are_refused(saved: Path) -> None:
+    for arguments in ((saved,), (str(saved), Small()), (Small(), None)):
+        with pytest.raises(PlanError, match=r"takes a fresh model and a path, as in .* the file holds no code; it got"):
+            fxprune.load(*arguments)
+
+
+def test_every_mutation_of_a_file_is_refused(saved: Path) -> None:
+    for mutant in mutate(saved.read_bytes()):
+        saved.write_bytes(mutant)
+        with pytest.raises(PlanError, match=r"is damaged|is cut off|or what is left of one"):
+            fxprune.load(Small(), saved)
+
+
+def test_every_hostile_plan_is_refused_or_loads(saved: Path) -> None:
+    """Plans that someone wrote by hand, with a digest that is right."""
+    text, tensors = container.read_file(saved)
+    plan, generator = json.loads(text), random.Random(0)
+    refused = 0
+    for _ in range(200):
+        changed = copy.deepcopy(plan)
+        change_somewhere(changed, generator)
+        container.write_file(saved, json.dumps(changed), tensors)
+        try:
+            fxprune.load(Small().double(), saved)
+        except FxpruneError:
+            refused += 1
+    assert 100 < refused < 200  # others changed what says nothing of the model, such as torch's version
+
+
+def change_somewhere(plan: Any, generator: random.Random) -> None:
+    """Walk to a random place of a JSON value and put something else there, or take away what is there."""
+    places = list(plan) if isinstance(plan, dict) else list(range(len(plan)))
+    place = generator.choice(places)
+    value = plan[place]
+    if isinstance(value, (dict, list)) and len(value) and generator.random() < 0.8:
+        change_somewhere(value, generator)
+    elif generator.random() < 0.2:
+        del plan[place]
+    else:
+        hostile: list[Any] = [None, True, -1, 3, 2**70, 1e300, "", "__class__", [], [[]], {}, {"tensor": "x"}]
+        plan[place] = generator.choice(hostile)
 
 
 def test_other_versions_of_the_format_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,31 +1,32 @@
 """How does a model become an ONNX file that is known to be right?"""
 
-import io
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import torch
 from onnxscript import ir, optimizer
 from onnxscript.ir.passes import common
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.errors import ExactnessError, ExportError
+from fxprune.export.check_file import prepare_seal, seal_file
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
 from fxprune.export.fold_pad import fold_pads
 from fxprune.export.graph_constants import get_input, read_constant
-from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
+from fxprune.export.interface import ExampleInputs, flatten_outputs, read_inputs
 from fxprune.export.lift_activations import lift_activations
+from fxprune.export.metadata import describe_model
 from fxprune.export.runtimes.interface import Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.slice_splits import slice_splits
+from fxprune.export.translate import Axes, choose_axes, silence, translate
 from fxprune.export.verify import Verification, compare
 
 OPSET = 18
@@ -63,15 +64,19 @@ def to_onnx(
     *,
     opset: int = OPSET,
     dynamic_batch: bool = True,
+    dynamic_axes: Axes | None = None,
     verify: bool = True,
     tolerance: float = 1e-4,
 ) -> OnnxFile:
     """Write a model in eval mode as one ONNX file, its batch norms folded, and compare the file with the model.
 
     `example_inputs` is a tensor, the positional arguments, or a dict of keyword arguments.
-    Every input whose first dimension is the batch of the first one gets a dynamic batch.
-    Inputs are named as in forward's signature, outputs by their keys and fields. Weights of
-    more than 2 GB go into a file of the same name with ".data" at the end.
+    Every input whose first dimension is the batch of the first one gets a dynamic batch; other
+    dimensions are opened by `dynamic_axes={"x": {2: "height", 3: "width"}}`. Inputs are named as
+    in forward's signature, outputs by their keys and fields. Weights of more than 2 GB go into
+    a file of the same name with ".data" at the end. The metadata hold fxprune's version, of a
+    converted model its plan's digest, method and target, and a digest over every byte, by
+    which `verify` and `benchmark` refuse a damaged file.
 
     The model stays as it is: modes, parameters, random state. The file appears at `path` when
     it is complete and verified, and not before; a failure leaves what was there.
@@ -89,8 +94,10 @@ def to_onnx(
         args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
         output_names, _ = flatten_outputs(copy(*args, **kwargs))
         output_names = tuple(f"output_{name}" if name in inputs.names else name for name in output_names)
-        graph = _translate(copy, inputs, output_names, opset, dynamic_batch)
+        axes = choose_axes(inputs, dynamic_batch, dynamic_axes)
+        graph = translate(copy, inputs, output_names, opset, axes).model
         folding = _simplify(graph)
+        graph.metadata_props.update(describe_model(model))
         draft = workplace / destination.name
         _write(graph, draft)
         verification = None
@@ -116,62 +123,6 @@ def _create_workplace(destination: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-class _Flat(nn.Module):
-    """A model whose inputs and outputs are flat lists of tensors, as an ONNX graph's are."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        super().__init__()
-        self.model = model
-        self._inputs = inputs
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = self._inputs.rebuild(tensors)
-        return flatten_outputs(self.model(*args, **kwargs))[1]
-
-
-def _translate(
-    model: nn.Module, inputs: Inputs, output_names: Sequence[str], opset: int, dynamic_batch: bool
-) -> ir.Model:
-    """Run torch's exporter without its optimizer, whose batch-norm fusion gives wrong results (see fold_batchnorm)."""
-    # torch.export makes a constant of a batch of 1.
-    tensors = inputs.resize_batch(max(2, inputs.batch)) if dynamic_batch else inputs.tensors
-    is_dynamic = [dynamic_batch and inputs.is_batched(index) for index in range(len(tensors))]
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} if dynamic else None for dynamic in is_dynamic)
-    try:
-        with _silence():
-            program = torch.onnx.export(
-                _Flat(model, inputs).eval(),
-                tensors,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                dynamic_shapes=(shapes,),
-                input_names=list(inputs.names),
-                output_names=list(output_names),
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(_explain(type(model).__name__, error)) from error
-    assert program is not None
-    if program.model.opset_imports[""] != opset:
-        raise ExportError(f"{type(model).__name__} cannot be written in opset {opset}; leave out `opset`.")
-    return program.model
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's own warnings, log lines and prints, which its user can do nothing about, to itself."""
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        for category in (DeprecationWarning, FutureWarning, UserWarning):
-            warnings.simplefilter("ignore", category)
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-
-
 def _drop_wrong_biases(graph: ir.Model) -> None:
     """Take away the zeros that torch's exporter gives a Conv3d as a bias: [channels, 2], which no runtime takes."""
     for node in graph.graph:
@@ -181,24 +132,11 @@ def _drop_wrong_biases(graph: ir.Model) -> None:
             node.replace_input_with(2, None)
 
 
-def _explain(name: str, error: BaseException) -> str:
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    reason = f"{type(cause).__name__}: {' '.join(lines[:2])[:300].rstrip('.')}"
-    if "user-specified" in reason or "onstraint" in reason:
-        return (
-            f"{name}'s code depends on the batch size, so no file can serve all; pass dynamic_batch=False ({reason})."
-        )
-    return f"torch's exporter cannot translate {name}; write the operation with others ({reason})."
-
-
 def _simplify(graph: ir.Model) -> Folding:
     """Fold constants and batch norms and drop what nothing uses, in place."""
     for value in list(graph.graph.initializers.values()):
         value.name = str(value.name).removeprefix("model.")  # as in the model's state dict
-    with _silence():
+    with silence():
         optimizer.inline(graph)
         slice_splits(graph)
         optimizer.fold_constants(graph, should_fold=_is_rearranged_constant)
@@ -223,9 +161,13 @@ def _is_rearranged_constant(node: ir.Node) -> bool | None:
 
 
 def _write(graph: ir.Model, draft: Path) -> None:
-    weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    """Write a file and put the digest of its bytes into it."""
+    prepare_seal(graph, version("fxprune"))
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    weights = draft.with_name(f"{draft.name}.data") if size > ONE_FILE_LIMIT else None
     try:
-        ir.save(graph, draft, external_data=f"{draft.name}.data" if weights > ONE_FILE_LIMIT else None)
+        ir.save(graph, draft, external_data=None if weights is None else weights.name)
+        seal_file(draft, weights)
     except OSError as error:
         raise ExportError(f"{draft.name} cannot be written: {error.strerror}.") from error
 

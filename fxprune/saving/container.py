@@ -6,7 +6,6 @@ Any safetensors reader shows its tensors. The digest is that of the file with ze
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -16,10 +15,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from fxprune.digest import EMPTY, is_sealed, seal
 from fxprune.errors import PlanError
 
 FORMAT = "fxprune 1"
-EMPTY = "0" * 64
 DIGEST = b'"sha256":"'
 
 
@@ -30,16 +29,14 @@ def write_file(path: str | Path, plan: str, tensors: dict[str, Tensor]) -> None:
         PlanError: the folder is missing or cannot be written to.
     """
     path = Path(path)
-    blob = safetensors.torch.save(tensors, {"format": FORMAT, "plan": plan, "sha256": EMPTY})
-    start = blob.index(DIGEST + EMPTY.encode()) + len(DIGEST)
-    sealed = (blob[:start], hashlib.sha256(blob).hexdigest().encode(), blob[start + len(EMPTY) :])
+    blob = safetensors.torch.save(tensors, {"format": FORMAT, "plan": plan, "sha256": EMPTY.decode()})
     try:
         handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise PlanError(f"{path} cannot be written: {error.strerror}; give a path in a folder that you own") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.writelines(sealed)
+            file.writelines(seal(blob, DIGEST))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, path.stat().st_mode if path.exists() else 0o666 & ~current_umask())
@@ -70,12 +67,7 @@ def read_file(path: str | Path) -> tuple[str, dict[str, Tensor]]:
     size = int.from_bytes(blob[:8], "little")
     if not blob[8:].startswith(b'{"__metadata__":{') or DIGEST not in blob[: 8 + size]:
         raise PlanError(f"{path} is no file of fxprune.save, or what is left of one; save the compact model again")
-    start = blob.index(DIGEST) + len(DIGEST)
-    found = blob[start : start + len(EMPTY)]
-    digest = hashlib.sha256(blob[:start])
-    digest.update(EMPTY.encode())
-    digest.update(memoryview(blob)[start + len(EMPTY) :])
-    if digest.hexdigest().encode() != found:
+    if not is_sealed(blob, DIGEST):
         expected = expected_size(blob, size)
         if expected is not None and len(blob) < expected:
             raise PlanError(f"{path} is cut off: it has {len(blob):,} of {expected:,} bytes; copy it or save it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from fxprune.saving.plan_text import read_steps
 from fxprune.saving.save import names_of
 
 
-def load(fresh_model: nn.Module, path: str | Path) -> TracedModel:
+def load(fresh_model: nn.Module, path: str | Path | None = None) -> TracedModel:
     """Return the converted model that `save` wrote, made from a copy of `fresh_model`.
 
     `fresh_model` is of the original's class, made with the original's arguments; it stays as it was, as does the
@@ -27,8 +28,11 @@ def load(fresh_model: nn.Module, path: str | Path) -> TracedModel:
     Raises:
         PlanError: the file is damaged or of another kind, or does not fit the model.
     """
-    if not isinstance(fresh_model, nn.Module):
-        raise PlanError(f"fxprune.load takes a torch.nn.Module and a path, not {type(fresh_model).__name__}")
+    if not isinstance(fresh_model, nn.Module) or not isinstance(path, str | Path):
+        raise PlanError(
+            "fxprune.load takes a fresh model and a path, as in fxprune.load(Net(), 'compact.safetensors'), because "
+            f"the file holds no code; it got {type(fresh_model).__name__} and {type(path).__name__}"
+        )
     if isinstance(fresh_model, PreparedModel):
         raise PlanError("fxprune.load takes a fresh model as its class makes it, not a prepared one")
     text, tensors = read_file(path)
@@ -43,8 +47,20 @@ def load(fresh_model: nn.Module, path: str | Path) -> TracedModel:
     states = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     take_tensors(model, states, about.tied)
     if about.report is not None:
-        model.report = Report(**about.report)  # type: ignore[assignment]
+        model.report = read_report(about.report)  # type: ignore[assignment]
     return model.compile_graphs()
+
+
+def read_report(fields: dict[str, Any]) -> Report:
+    """Read the report, which has to be one that can be shown."""
+    try:
+        report = Report(**fields)
+        str(report)
+        if not isinstance(report.method, str | None) or not isinstance(report.target, str | None):
+            raise TypeError("method and target are texts")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PlanError(f"the report in the file cannot be read ({error}); save the compact model again") from error
+    return report
 
 
 @torch.no_grad()

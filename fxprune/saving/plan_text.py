@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Any, NamedTuple
 
@@ -34,6 +35,12 @@ def write_steps(steps: tuple[Step, ...], about: About) -> tuple[str, dict[str, T
     written = [write_step(step, tensors) for step in steps]
     text = json.dumps({"torch": torch.__version__, **about._asdict(), "steps": written})
     return text, dict(tensors.values())
+
+
+def digest_steps(steps: tuple[Step, ...]) -> str:
+    """The sha256 of what steps did, whatever inputs they were checked on; a loaded model has that of the saved one."""
+    did = [[step.class_name, step.kept, step.biased, step.constants, step.muted] for step in steps]
+    return hashlib.sha256(json.dumps(did).encode()).hexdigest()
 
 
 def write_step(step: Step, tensors: dict[int, tuple[str, Tensor]]) -> dict[str, Any]:

@@ -106,6 +106,9 @@ def test_keyword_inputs_and_dataclass_outputs_keep_their_names(tmp_path: Path) -
     file = to_onnx(model, inputs, tmp_path / "features.onnx")
     assert file.inputs == ("image", "text")
     assert file.outputs == ("logits", "levels_image", "levels_sum")
+    graph = onnx.load(file.path).graph
+    assert tuple(value.name for value in graph.input) == file.inputs
+    assert tuple(value.name for value in graph.output) == file.outputs
     expected = model(**inputs)
     logits, image, both = run(file.path, inputs["image"], inputs["text"])
     np.testing.assert_allclose(logits, expected.logits.detach(), rtol=1e-5, atol=1e-5)
@@ -143,6 +146,38 @@ def test_a_batch_that_the_code_fixes_is_refused_with_the_way_out(tmp_path: Path)
     file = to_onnx(Unrolled(), torch.randn(2, 3), tmp_path / "unrolled.onnx", dynamic_batch=False)
     assert file.verification is not None
     assert file.verification.batch_sizes == (2,)
+
+
+def test_named_axes_take_any_size(tmp_path: Path, block: nn.Module) -> None:
+    axes = {"input": {2: "height", 3: "width"}}
+    file = to_onnx(block, torch.randn(1, 3, 6, 8), tmp_path / "block.onnx", dynamic_axes=axes)
+    shape = onnx.load(file.path).graph.input[0].type.tensor_type.shape
+    assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["batch", 3, "height", "width"]
+    images = torch.randn(5, 3, 9, 7)
+    np.testing.assert_allclose(run(file.path, images)[0], block.eval()(images).detach(), rtol=1e-4, atol=1e-5)
+    fixed = to_onnx(block, torch.randn(2, 3, 6, 8), tmp_path / "fixed.onnx", dynamic_batch=False, dynamic_axes=axes)
+    assert run(fixed.path, images[:2])[0].shape == (2, 4, 7, 5)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        run(fixed.path, images)
+
+
+@pytest.mark.parametrize(
+    ("axes", "reason"),
+    [
+        ({"image": {2: "height"}}, r"names 'image'; the model's inputs are \['input'\]"),
+        ({"input": {4: "depth"}}, r"\{4: 'depth'\}\}: give a dimension of input, whose shape is \(2, 3, 6, 1\)"),
+        ({"input": {2: "the height"}}, "a name for its size, such as 'height'"),
+        ({"input": {3: "width"}}, r"dimension 3 of input is 1 in example_inputs.*give an example with 2 or more"),
+        ({"input": {2: "height"}}, r"Flat's code depends on the size of an open dimension.*leave it out of"),
+    ],
+)
+def test_axes_that_cannot_be_open_are_refused(tmp_path: Path, axes: dict[str, dict[int, str]], reason: str) -> None:
+    class Flat(nn.Module):
+        def forward(self, input: Tensor) -> Tensor:
+            return torch.stack([row * 2 for row in input.unbind(2)])
+
+    with pytest.raises(ExportError, match=reason):
+        to_onnx(Flat(), torch.randn(2, 3, 6, 1), tmp_path / "flat.onnx", dynamic_axes=axes)
 
 
 def test_an_op_that_onnx_lacks_is_refused_in_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.errors import ExportError, RuntimeUnavailable
+from fxprune.export.check_file import check_file
 from fxprune.export.runtimes.interface import Array, Session, TensorInfo
 
 
@@ -23,8 +24,7 @@ class OpenVino:
     def load(self, path: Path, threads: int) -> "OpenVinoSession":
         """Load a file; raises RuntimeUnavailable if OpenVINO is not installed, and ExportError if it refuses it."""
         openvino = _import_openvino()
-        if not path.is_file():
-            raise ExportError(f"there is no file {path}.")
+        check_file(path)
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,

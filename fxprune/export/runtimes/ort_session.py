@@ -10,6 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from fxprune.errors import ExportError, RuntimeUnavailable
+from fxprune.export.check_file import check_file
 from fxprune.export.runtimes.interface import Array, Session, TensorInfo
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -67,12 +68,11 @@ def create_session(path: Path, options: Any, providers: Sequence[Provider]) -> A
 
     Raises RuntimeUnavailable if this build of ONNX Runtime lacks the first one, or the session
     that it made goes without it (as it does, with a line in its log, where a driver is missing),
-    and ExportError if the file is missing, is no ONNX file, or holds what the runtime lacks.
+    and ExportError if the file is missing, is damaged or no ONNX file, or holds what the runtime lacks.
     """
     wanted = providers[0][0]
     require_provider(wanted)
-    if not path.is_file():
-        raise ExportError(f"there is no file {path}.")
+    check_file(path)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except ORT_ERRORS as error:

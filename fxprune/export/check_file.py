@@ -1,0 +1,90 @@
+"""Is an ONNX file whole and well formed, before a runtime reads it?
+
+Files that fxprune writes say so at both ends, by their producer and by the digest over their bytes (`seal_file`), so
+that what is damaged or cut off anywhere is told from a file of another tool. Those are checked by onnx, which also
+refuses weights outside of the file's folder. Nothing of a file is ever run.
+"""
+
+import hashlib
+from pathlib import Path
+
+import onnx
+from onnxscript import ir
+
+from fxprune.digest import EMPTY, is_sealed, seal
+from fxprune.errors import ExportError
+
+PRODUCER = "fxprune"
+DIGEST, WEIGHTS = "fxprune.sha256", "fxprune.weights.sha256"
+"""The entries of the metadata with the digest of the file, and of the file of weights beside it where there is one."""
+
+_PRODUCER_FIELD = b"\x12" + bytes([len(PRODUCER)]) + PRODUCER.encode()
+_DIGEST_FIELD = DIGEST.encode() + b"\x12" + bytes([len(EMPTY)])  # the key, and the head of its value
+_HEAD = 32
+"""How many bytes the producer's name lies within: only the version of the format stands before it."""
+
+
+def prepare_seal(model: ir.Model, version: str) -> None:
+    """Name fxprune as the producer, and make the digest's place, before a model is written."""
+    model.producer_name, model.producer_version = PRODUCER, version
+    model.metadata_props[DIGEST] = EMPTY.decode()
+
+
+def seal_file(path: Path, weights: Path | None = None) -> None:
+    """Put the digest into a file that was written after `prepare_seal`, and that of the weights beside it."""
+    blob = path.read_bytes()
+    if weights is not None:
+        proto = onnx.ModelProto.FromString(blob)
+        onnx.helper.set_model_props(proto, {**_read_metadata(proto), WEIGHTS: _digest_file(weights)})
+        blob = proto.SerializeToString()
+    path.write_bytes(b"".join(seal(blob, _DIGEST_FIELD)))
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that is missing, damaged, no ONNX file, or that refers to files outside of its folder.
+
+    Raises ExportError.
+    """
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ExportError(f"there is no file {path}.") from error
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}.") from error
+    is_ours = _PRODUCER_FIELD in blob[:_HEAD] or DIGEST.encode() in blob
+    if is_ours and (_DIGEST_FIELD not in blob or not is_sealed(blob, _DIGEST_FIELD)):
+        raise ExportError(
+            f"{path} is damaged: its bytes do not give the digest in it; copy or export it again. If another tool "
+            f"changed it on purpose, let that take out the producer {PRODUCER!r} and the metadata entry {DIGEST!r}."
+        )
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ExportError(f"{path} is no valid ONNX file: {_shorten(error)}") from error
+    if is_ours:
+        _require_weights(path, onnx.ModelProto.FromString(blob))
+
+
+def _require_weights(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse a file whose weights, in the file beside it, are not those that it was written with."""
+    expected = _read_metadata(proto).get(WEIGHTS)
+    names = {e.value for tensor in proto.graph.initializer for e in tensor.external_data if e.key == "location"}
+    for name in sorted(names):
+        if _digest_file(path.parent / name) != expected:
+            raise ExportError(
+                f"{path.parent / name} does not hold the weights of {path.name}; copy or export both again."
+            )
+
+
+def _read_metadata(proto: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shorten(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
