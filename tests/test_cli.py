@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 import fxprune
 from fxprune.cli import app, main
+from fxprune.errors import ExactnessError
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -64,6 +65,17 @@ def test_the_demo_refuses_in_one_sentence(tmp_path: Path) -> None:
     assert_refused(invoke("demo", "--model", "resnet19", "--out", tmp_path), "did you mean")
 
 
+def test_a_check_that_fails_has_an_exit_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: object) -> None:
+        raise ExactnessError("the outputs differ")
+
+    monkeypatch.setattr("fxprune.demo.run.run_demo", fail)
+    result = invoke("demo", "--out", tmp_path)
+    assert result.exit_code == 3
+    assert result.stderr == "fxprune: the outputs differ\n"
+    assert "3 a check failed" in " ".join(invoke("demo", "--help").stdout.split())
+
+
 def test_an_unknown_method_is_a_usage_error() -> None:
     assert invoke("demo", "--method", "magnitude").exit_code == 2
 
@@ -85,6 +97,8 @@ def test_bench_refuses_in_one_sentence(files: tuple[Path, Path], tmp_path: Path)
     assert_refused(invoke("bench", *files, "--batch", "1,x"), "whole numbers")
     assert_refused(invoke("bench", *files, "--batch", "0"), "1 or more")
     assert_refused(invoke("bench", *files, "--json", tmp_path / "no" / "file.json"), "cannot be written")
+    assert_refused(invoke("bench", files[0], tmp_path / "none.onnx", "--json", tmp_path / "bench.json"), "none.onnx")
+    assert not (tmp_path / "bench.json").exists()
 
 
 def test_the_console_script_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,38 @@
+"""How does a command end? With 0, with 2 where something is refused, and with 3 where a check of the result failed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from fxprune.errors import ExactnessError, FxpruneError
+
+REFUSED, CHECK_FAILED = 2, 3
+
+CODES = f"Exit codes: 0 done, {REFUSED} refused (a sentence on stderr says why), {CHECK_FAILED} a check failed."
+
+
+@contextmanager
+def end_in_a_sentence() -> Iterator[None]:
+    """Show an error of fxprune as one sentence on stderr, without traceback, and exit with its code."""
+    try:
+        yield
+    except FxpruneError as error:
+        typer.echo(f"fxprune: {error}", err=True)
+        raise typer.Exit(CHECK_FAILED if isinstance(error, ExactnessError) else REFUSED) from error
+
+
+def require_writable(*paths: Path | None) -> None:
+    """Refuse files that could not be written later, before the time is spent; what stands in them stays."""
+    for path in paths:
+        if path is None:
+            continue
+        is_new = not path.exists()
+        try:
+            with path.open("a", encoding="utf-8"):
+                pass
+        except OSError as error:
+            raise FxpruneError(f"{path}: cannot be written ({error.strerror}); give another file") from error
+        if is_new:
+            path.unlink()
