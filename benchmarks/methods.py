@@ -3,6 +3,8 @@
     python benchmarks/methods.py --dataset cifar10 --epochs 20 --seeds 0 1 2 --table docs/results.md
     python benchmarks/methods.py --only "Feather*" dense --shares 0.5 --epochs 1 -- --train-limit 2000 --test-limit 1000
 
+The table is written anew after every run, with the rows whose runs are all there.
+
 Each run is one call of examples/train.py with the same recipe, so all methods see the same network, images,
 augmentation and number of epochs in all: those that prune between two trainings share them between these, LRR between
 its cycles. What stands behind `--` goes to each run. A line for each finished run is added to the results file, and
@@ -106,10 +108,8 @@ def main() -> None:
         results[key_of(run)] = result = train(run, options.seconds)
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": run, "result": result}) + "\n")
-    text = describe(wanted, results, options, passed_on)
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    options.table.write_text(text, encoding="utf-8")
-    print(text)
+        write_table(wanted, results, options, passed_on)
+    print(write_table(wanted, results, options, passed_on))
 
 
 def read_options() -> tuple[argparse.Namespace, list[str]]:
@@ -178,6 +178,17 @@ def train(run: list[str], seconds: float) -> dict[str, Any]:
         subprocess.run(command, check=True)
         result: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+def write_table(
+    wanted: dict[Case, list[list[str]]], results: dict[str, Any], options: argparse.Namespace, passed_on: list[str]
+) -> str:
+    """Write the table of what is there so far, and return it."""
+    there = {case: runs for case, runs in wanted.items() if all(key_of(run) in results for run in runs)}
+    text = describe(there, results, options, passed_on)
+    options.table.parent.mkdir(parents=True, exist_ok=True)
+    options.table.write_text(text, encoding="utf-8")
+    return text
 
 
 def describe(

@@ -112,7 +112,8 @@ CANDIDATES = (
 
 TEXT = """\
 {model} on {dataset}, from trained weights ({start:.2%}), {epochs} epochs of {images:,} images, learning rate {rate},
-batches of {batch}, seeds {seeds}; accuracy of the compact network on all test images, mean and standard deviation.
+batches of {batch}, seeds {seeds}; accuracy of the compact network on all test images: mean, standard deviation, and over
+how many seeds.
 {runs} runs took {hours:.1f} hours on {threads} thread, torch {torch}.
 
 {table}
@@ -129,10 +130,8 @@ def main() -> None:
             results[key] = run(key, options)
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "result": results[key]}) + "\n")
-            print(results[key], flush=True)
-    text = describe(results, options)
-    options.table.write_text(text, encoding="utf-8")
-    print(text)
+            options.table.write_text(describe(results, options), encoding="utf-8")
+    print(describe(results, options))
 
 
 class Key(NamedTuple):
@@ -295,8 +294,8 @@ def read_as_projections(path: str, model: nn.Module) -> dict[str, Tensor]:
 
 
 def describe(results: Mapping[Key, dict[str, Any]], options: argparse.Namespace) -> str:
-    """Put a row for each candidate, and columns for each share of the multiply-accumulates."""
-    wanted = {key: results[key] for key in list_runs(options)}
+    """Put a row for each candidate of which there are runs, and columns for each share of the multiply-accumulates."""
+    wanted = {key: results[key] for key in list_runs(options) if key in results}
     headers = ["candidate"]
     for remaining in options.remaining:
         headers += [f"accuracy at {remaining:.0%} of the MACs", "MACs", "parameters"]
@@ -305,9 +304,12 @@ def describe(results: Mapping[Key, dict[str, Any]], options: argparse.Namespace)
         row = [candidate]
         for remaining in options.remaining:
             of_row = [r for k, r in wanted.items() if k.candidate == candidate and k.remaining == round(remaining, 3)]
+            if not of_row:
+                row += ["", "", ""]
+                continue
             accuracies = [result["accuracy"] for result in of_row]
             spread = f" ± {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""
-            row.append(f"{statistics.mean(accuracies):.2%}{spread}")
+            row.append(f"{statistics.mean(accuracies):.2%}{spread} ({len(of_row)})")
             row += [f"{statistics.mean(result[name] for result in of_row):.1%}" for name in ("macs", "parameters")]
         rows.append(row)
     return TEXT.format(
