@@ -23,8 +23,7 @@ def main(
     networks: Annotated[list[str], typer.Argument(help="ONNX files or torchvision names; the first is the baseline")],
     batch: Annotated[list[int], typer.Option(help="batch size; may be given several times")] = [1, 8],  # noqa: B006
     threads: Annotated[int, typer.Option(help="threads of one operator")] = 1,
-    seconds: Annotated[float, typer.Option(help="measurement a network and batch size")] = 5.0,
-    rounds: Annotated[int, typer.Option(help="turns that the networks take")] = 25,
+    seconds: Annotated[float, typer.Option(help="measurement a network and batch size, at most")] = 5.0,
     size: Annotated[int, typer.Option(help="height and width of the images, for torchvision names")] = 224,
     json: Annotated[Path | None, typer.Option(help="where to write the figures")] = None,
 ) -> None:
@@ -32,7 +31,7 @@ def main(
     try:
         with tempfile.TemporaryDirectory() as folder:
             paths = {Path(name).stem: find_file(name, size, Path(folder)) for name in networks}
-            result = benchmark(paths, batch_sizes=batch, threads=threads, seconds=seconds, rounds=rounds)
+            result = benchmark(paths, batch_sizes=batch, threads=threads, seconds=seconds)
     except FxpruneError as error:
         raise typer.BadParameter(str(error)) from error
     print(result)

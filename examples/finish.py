@@ -17,7 +17,7 @@ import fxprune
 from command_line import Place
 from data import Batches, Images
 from fxprune import export
-from fxprune.export.benchmark import Timing
+from fxprune.export.measurements import Timing
 from ranks import Ranks
 from recipes import Recipe
 

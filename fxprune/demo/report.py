@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from fxprune.export.benchmark import Benchmark, Timing
+from fxprune.export.measurements import Benchmark, Timing
 
 VACUOUS = 1e-3
 """A model whose logits vary by less over the images has learnt nothing."""
@@ -55,7 +55,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [self.settings, "", format_table(self), "", format_agreement(self)]
-        return "\n".join([*lines, f"{self.benchmark.runtime}, {self.benchmark.threads} thread; {self.seconds:.0f} s"])
+        runtimes = ", ".join(self.benchmark.runtimes.values())
+        return "\n".join([*lines, f"{runtimes}, {self.benchmark.timings[0].threads} thread; {self.seconds:.0f} s"])
 
     def to_json(self) -> str:
         """Return all fields as JSON, for `from_json`."""

@@ -17,7 +17,7 @@ from fxprune.demo.picture import count_channels, draw_channels
 from fxprune.demo.report import Report, Row
 from fxprune.demo.settings import Settings, check_settings
 from fxprune.demo.training import predict, train
-from fxprune.export.benchmark import Benchmark
+from fxprune.export.measurements import Benchmark
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.model import PreparedModel, TracedModel
 

@@ -1,176 +1,274 @@
-"""How much faster is one ONNX file than another?"""
+"""How much faster is one network than another, on the runtimes where they will run?"""
 
-import dataclasses
-import json
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tabulate import tabulate
+from torch import nn
 
 from fxprune.errors import ExportError
+from fxprune.export.environment import describe_environment, note_moment
+from fxprune.export.interface import ExampleInputs
+from fxprune.export.measurements import Benchmark, NotMeasured, Timing
+from fxprune.export.onnx import to_onnx
+from fxprune.export.onnx_file import describe_inputs, measure_size, read_file
+from fxprune.export.onnx_macs import count_macs
+from fxprune.export.peak_memory import MemoryMeter
+from fxprune.export.pin_cores import hold_to_cores
 from fxprune.export.random_inputs import draw_inputs
-from fxprune.export.runtimes.interface import Runtime, Session
-from fxprune.export.runtimes.ort_cpu import OrtCpu
-from fxprune.export.turns import time_in_turns
+from fxprune.export.runtimes.interface import Array, Runtime, Session, TensorInfo
+from fxprune.export.runtimes.registry import find_runtime
+from fxprune.export.runtimes.torch_eager import TorchEager
+from fxprune.export.turns import take_turns
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_HEADERS = ("model", "MB", "batch", "median ms", "quartiles", "p95", "samples/s", "speed-up", "95% interval")
+
+FEWEST_ROUNDS, SURE_ROUNDS = 5, 15
+"""Rounds that are made whatever time they take, and before their spread is asked whether it is small enough."""
+
+SLOT = 0.2
+"""Seconds of a network's turn, if not a single run takes longer."""
+
+Feed = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One file at one batch size; times are milliseconds a run over all rounds.
-
-    `speedup` is the median over the rounds of the first file's median time divided by this
-    one's, with its bootstrap interval; 1 for the first file itself.
-    """
+class Network:
+    """What is timed: a file, and the module that it was exported from, if one was given."""
 
     name: str
+    path: Path
+    module: nn.Module | None
+    example_inputs: ExampleInputs | None
+    inputs: tuple[TensorInfo, ...]
     size: int  # bytes
-    batch_size: int
-    runs: int
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    p95: float
-    throughput: float  # samples a second, at the median
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Timings of several files, measured in turns."""
-
-    runtime: str
-    threads: int
-    rounds: int
-    timings: tuple[Timing, ...]
-
-    def __str__(self) -> str:
-        """Return a table, one line a file and batch size."""
-        rows = [
-            (
-                timing.name,
-                f"{timing.size / 1e6:.2f}",
-                timing.batch_size,
-                f"{timing.median:.3f}",
-                f"{timing.lower_quartile:.3f} to {timing.upper_quartile:.3f}",
-                f"{timing.p95:.3f}",
-                f"{timing.throughput:.1f}",
-                f"{timing.speedup:.2f}x",
-                f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f}",
-            )
-            for timing in self.timings
-        ]
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        table = tabulate(rows, headers=_HEADERS, disable_numparse=True, colalign=["left"] + ["right"] * 8)
-        return f"{self.runtime}, {threads}, {self.rounds} rounds in turns\n{table}"
-
-    def to_json(self) -> str:
-        """Return all fields as JSON, for `from_json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Benchmark":
-        """Read what `to_json` wrote."""
-        fields = json.loads(text)
-        timings = tuple(Timing(**timing) for timing in fields.pop("timings"))
-        return cls(**fields, timings=timings)
+    macs: int | None  # multiply-accumulates a sample
 
 
 def benchmark(
-    paths: Mapping[str, str | os.PathLike[str]],
+    networks: Mapping[str, str | os.PathLike[str] | nn.Module],
     *,
+    runtimes: Sequence[str | Runtime] = ("ort-cpu",),
     batch_sizes: Sequence[int] = (1, 8),
-    threads: int = 1,
+    threads: int | Sequence[int] = 1,
     seconds: float = 5.0,
-    rounds: int = 25,
+    precision: float = 0.02,
+    example_inputs: ExampleInputs | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    runtime: Runtime | None = None,
+    pin: bool = True,
 ) -> Benchmark:
-    """Time ONNX files by name beside each other; the first one is what the others are compared with.
+    """Time networks by name beside each other; the first one is what the others are compared with.
 
-    At each batch size every file gets about `seconds` of measurement after a warm-up of its
-    own. The files take turns, in an order that alternates from round to round, so that a
-    drift of the machine hits them alike. Inputs are random, and the same for all files.
+    A network is an ONNX file or a module. Modules need `example_inputs` and are exported to
+    temporary files; PyTorch's runtimes run the module itself. Inputs are random, and the same
+    for all; `input_shapes` gives shapes of one sample (without the batch) where a file leaves
+    more than its first dimension open.
 
-    `input_shapes` gives shapes of one sample (without the batch) where a file leaves more
-    than its first dimension open. The runtime is ONNX Runtime on the CPU unless given.
+    Runtimes are named as in `runtimes.registry` ("ort-cpu", "openvino", "torch:channels-last").
+    One that is not installed, has no device or refuses a file is listed in `not_measured` with
+    the reason; nothing takes its place. After a warm-up of their own the networks take turns,
+    in an order that alternates from round to round, so that a drift of the machine hits them
+    alike. Rounds go on until every interval of a speed-up is narrower than `precision` times the
+    speed-up, and for `seconds` a network at the most (for five rounds at the least). With `pin`
+    the process is held to as many cores as there are threads meanwhile.
 
-    Raises ExportError if a file is missing, is no ONNX file, takes other inputs than the
-    first, or cannot be run at a batch size.
+    Raises ExportError if a file is missing or no ONNX file, the networks take different inputs,
+    a batch size does not fit, or no runtime measured anything.
     """
-    _check_settings(paths, batch_sizes, threads, seconds, rounds)
-    runtime = runtime or OrtCpu()
-    files = {name: Path(path) for name, path in paths.items()}
-    sessions = {name: runtime.load(path, threads) for name, path in files.items()}
-    _require_same_inputs(sessions)
+    counts = [threads] if isinstance(threads, int) else list(threads)
+    _check_settings(networks, batch_sizes, counts, seconds, precision)
+    found = [(r, find_runtime(r)) if isinstance(r, str) else (r.name, r) for r in runtimes]
+    before = note_moment()
     timings: list[Timing] = []
-    for batch_size in batch_sizes:
-        first = next(iter(sessions.values()))
-        feed = draw_inputs(first.inputs, batch_size, input_shapes or {})
-        runs = {name: partial(session.run, feed) for name, session in sessions.items()}
-        measured = time_in_turns(runs, seconds, rounds)
-        baseline = measured[next(iter(sessions))]
-        for name, times in measured.items():
-            timings.append(_summarise(name, files[name].stat().st_size, batch_size, times, baseline))
-    return Benchmark(runtime.name, threads, rounds, tuple(timings))
+    not_measured: list[NotMeasured] = []
+    names: dict[str, str] = {}
+    with _read_networks(networks, example_inputs, input_shapes or {}, batch_sizes) as (read, feeds):
+        for label, runtime in found:
+            try:
+                names[label] = runtime.name
+                comparison = _Comparison(label, runtime, read, feeds, seconds, precision, pin)
+                timings += comparison.measure(counts)
+            except ExportError as error:
+                names.pop(label, None)
+                not_measured.append(NotMeasured(label, str(error)))
+    if not timings:
+        raise ExportError("\n".join(each.reason if len(not_measured) == 1 else str(each) for each in not_measured))
+    return Benchmark(describe_environment(before, note_moment()), names, tuple(timings), tuple(not_measured))
 
 
 def _check_settings(
-    paths: Mapping[str, object], batch_sizes: Sequence[int], threads: int, seconds: float, rounds: int
+    networks: Mapping[str, object],
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    precision: float,
 ) -> None:
-    if not paths:
+    if not networks:
         raise ExportError("there is no file to time; pass {'dense': 'dense.onnx', 'compact': 'compact.onnx'}.")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ExportError(f"batch_sizes={tuple(batch_sizes)}: at least one size, each 1 or more.")
-    if threads < 1 or rounds < 1 or seconds <= 0:
-        raise ExportError(f"threads={threads}, rounds={rounds}, seconds={seconds}: all of them have to be positive.")
+    if not threads or min(threads) < 1 or precision <= 0 or seconds <= 0:
+        raise ExportError(
+            f"threads={tuple(threads)}, precision={precision}, seconds={seconds}: all of them have to be positive."
+        )
 
 
-def _require_same_inputs(sessions: Mapping[str, Session]) -> None:
-    (first, reference), *others = sessions.items()
-    for name, session in others:
-        theirs, ours = [info.name for info in session.inputs], [info.name for info in reference.inputs]
+@contextmanager
+def _read_networks(
+    networks: Mapping[str, str | os.PathLike[str] | nn.Module],
+    example_inputs: ExampleInputs | None,
+    input_shapes: Mapping[str, Sequence[int]],
+    batch_sizes: Sequence[int],
+) -> Iterator[tuple[list[Network], dict[int, Feed]]]:
+    """Export what is no file yet, read and check the files, and draw their inputs by batch size."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for index, (name, network) in enumerate(networks.items()):
+            if isinstance(network, nn.Module):
+                if example_inputs is None:
+                    raise ExportError(f"{name} is a module; pass example_inputs=..., with which it is called.")
+                paths[name] = to_onnx(network, example_inputs, Path(folder, f"{index}.onnx"), verify=False).path
+            else:
+                paths[name] = Path(network)
+        graphs = {name: read_file(path, weights=False) for name, path in paths.items()}
+        inputs = {name: describe_inputs(model.graph) for name, model in graphs.items()}
+        _require_same_inputs(inputs)
+        first = next(iter(inputs.values()))
+        feeds: dict[int, Feed] = {size: draw_inputs(first, size, input_shapes) for size in batch_sizes}
+        read = []
+        for name, network in networks.items():
+            size = batch_sizes[0]
+            try:
+                shapes = {key: array.shape for key, array in feeds[size].items()}
+                macs = sum(work.macs for work in count_macs(graphs[name], shapes)) // size
+            except ExportError:
+                macs = None
+            module = network if isinstance(network, nn.Module) else None
+            size = measure_size(paths[name], graphs[name])
+            read.append(Network(name, paths[name], module, example_inputs, inputs[name], size, macs))
+        yield read, feeds
+
+
+def _require_same_inputs(inputs: Mapping[str, Sequence[TensorInfo]]) -> None:
+    (first, reference), *others = inputs.items()
+    for name, infos in others:
+        theirs, ours = [info.name for info in infos], [info.name for info in reference]
         if theirs != ours:
             raise ExportError(
                 f"{name} takes the inputs {theirs}, {first} takes {ours}; compare files of one interface."
             )
 
 
-def _summarise(
-    name: str,
-    size: int,
-    batch_size: int,
-    times: list[NDArray[np.float64]],
-    baseline: list[NDArray[np.float64]],
-) -> Timing:
-    runs = np.concatenate(times)
-    lower, median, upper, p95 = (float(value) for value in np.percentile(runs, [25, 50, 75, 95]))
-    ratios = np.array([np.median(base) / np.median(own) for base, own in zip(baseline, times, strict=True)])
-    low, high = bootstrap_median(ratios)
-    return Timing(
-        name=name,
-        size=size,
-        batch_size=batch_size,
-        runs=len(runs),
-        median=median,
-        lower_quartile=lower,
-        upper_quartile=upper,
-        p95=p95,
-        throughput=batch_size / median * 1e3,
-        speedup=float(np.median(ratios)),
-        speedup_low=low,
-        speedup_high=high,
-    )
+@dataclass(frozen=True)
+class _Comparison:
+    """Several networks on one runtime."""
+
+    label: str
+    runtime: Runtime
+    networks: Sequence[Network]
+    feeds: Mapping[int, Feed]
+    seconds: float
+    precision: float
+    pin: bool
+
+    def measure(self, thread_counts: Sequence[int]) -> list[Timing]:
+        """Time all networks with each number of threads and each batch size."""
+        timings = []
+        peaks: dict[tuple[str, int], int | None] = {}
+        for count in thread_counts:
+            with hold_to_cores(count) if self.pin else nullcontext(()) as cores:
+                sessions = {network.name: self._load(network, count) for network in self.networks}
+                times = {size: self._take_turns(sessions, feed) for size, feed in self.feeds.items()}
+                reported = next(iter(sessions.values())).threads
+                del sessions
+                peaks = peaks or self._measure_memory(count)
+            for size in self.feeds:
+                for network in self.networks:
+                    timings.append(self._summarise(network, size, times[size], reported, cores, peaks))
+        return timings
+
+    def _load(self, network: Network, threads: int) -> Session:
+        if network.module is not None and network.example_inputs is not None and isinstance(self.runtime, TorchEager):
+            return self.runtime.load_module(network.module, network.example_inputs, threads)
+        return self.runtime.load(network.path, threads)
+
+    def _take_turns(self, sessions: Mapping[str, Session], feed: Feed) -> dict[str, list[NDArray[np.float64]]]:
+        """Return each network's times in milliseconds, one array a round."""
+        timers = {name: session.bind(feed) for name, session in sessions.items()}
+        times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in timers}
+        for found in take_turns(timers, min(SLOT, self.seconds / SURE_ROUNDS)):
+            for name, milliseconds in found.items():
+                times[name].append(milliseconds)
+            rounds = len(times[next(iter(times))])
+            spent = sum(float(array.sum()) for arrays in times.values() for array in arrays) / 1e3 / len(times)
+            if rounds >= FEWEST_ROUNDS and spent >= self.seconds:
+                break
+            if rounds >= SURE_ROUNDS and rounds % FEWEST_ROUNDS == 0 and self._is_narrow(times):
+                break
+        return times
+
+    def _is_narrow(self, times: Mapping[str, list[NDArray[np.float64]]]) -> bool:
+        baseline, *others = times.values()
+        ratios = [compare_rounds(baseline, own) for own in others]
+        return all(high - low <= self.precision * middle for middle, low, high in ratios)
+
+    def _measure_memory(self, threads: int) -> dict[tuple[str, int], int | None]:
+        peaks = {}
+        sizes = sorted(self.feeds)  # what a runtime keeps from a small batch is no more than a larger one needs
+        for network in self.networks:
+            meter = MemoryMeter()
+            measured = meter.measure(self._load(network, threads), [self.feeds[size] for size in sizes])
+            peaks.update({(network.name, size): peak for size, peak in zip(sizes, measured, strict=True)})
+        return peaks
+
+    def _summarise(
+        self,
+        network: Network,
+        batch_size: int,
+        times: Mapping[str, list[NDArray[np.float64]]],
+        threads: int,
+        cores: tuple[int, ...],
+        peaks: Mapping[tuple[str, int], int | None],
+    ) -> Timing:
+        own, first = times[network.name], self.networks[0]
+        runs = np.concatenate(own)
+        lower, median, upper, p95 = (float(value) for value in np.percentile(runs, [25, 50, 75, 95]))
+        speedup, low, high = compare_rounds(times[first.name], own)
+        return Timing(
+            runtime=self.label,
+            threads=threads,
+            cores=cores,
+            batch_size=batch_size,
+            name=network.name,
+            size=network.size,
+            macs=network.macs,
+            peak_memory=peaks[network.name, batch_size],
+            rounds=len(own),
+            runs=len(runs),
+            median=median,
+            lower_quartile=lower,
+            upper_quartile=upper,
+            p95=p95,
+            throughput=batch_size / median * 1e3,
+            speedup=speedup,
+            speedup_low=low,
+            speedup_high=high,
+            efficiency=speedup * network.macs / first.macs if network.macs is not None and first.macs else None,
+        )
+
+
+def compare_rounds(
+    baseline: Sequence[NDArray[np.float64]], own: Sequence[NDArray[np.float64]]
+) -> tuple[float, float, float]:
+    """Return the median over the rounds of the ratio of both median times, and its bootstrap interval."""
+    ratios = np.array([np.median(base) / np.median(mine) for base, mine in zip(baseline, own, strict=True)])
+    return float(np.median(ratios)), *bootstrap_median(ratios)
 
 
 def bootstrap_median(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,40 +1,45 @@
 """How long do several runs take beside each other?"""
 
-import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Key = TypeVar("Key", bound=Hashable)
-Run = Callable[[], object]
+Timer = Callable[[], float]
+"""A call that runs something once and returns the seconds that it took."""
 
 
-def time_in_turns(runs: Mapping[Key, Run], seconds: float, rounds: int) -> dict[Key, list[NDArray[np.float64]]]:
+def time_in_turns(timers: Mapping[Key, Timer], seconds: float, rounds: int) -> dict[Key, list[NDArray[np.float64]]]:
     """Return each run's times in milliseconds, one array a round.
 
-    Each gets about `seconds` in all, after a warm-up of its own. They take turns, in an order that alternates from
-    round to round, so that a drift of the machine hits them alike.
+    Each gets about `seconds` in all, after a warm-up of its own, in rounds as `take_turns` has them.
     """
-    slot = seconds / rounds
-    counts = {key: max(1, round(slot / _warm_up(run, slot))) for key, run in runs.items()}
-    times: dict[Key, list[NDArray[np.float64]]] = {key: [] for key in runs}
-    for turn in range(rounds):
-        for key in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
-            times[key].append(np.array([_time_run(runs[key]) * 1e3 for _ in range(counts[key])]))
+    times: dict[Key, list[NDArray[np.float64]]] = {key: [] for key in timers}
+    for found in islice(take_turns(timers, seconds / rounds), rounds):
+        for key, milliseconds in found.items():
+            times[key].append(milliseconds)
     return times
 
 
-def _warm_up(run: Run, seconds: float) -> float:
+def take_turns(timers: Mapping[Key, Timer], slot: float) -> Iterator[dict[Key, NDArray[np.float64]]]:
+    """Warm every run up, then give round after round, without end, each run's times in milliseconds.
+
+    A run gets about `slot` seconds a round, at least one run. They take turns, in an order that alternates from round
+    to round, so that a drift of the machine hits them alike.
+    """
+    counts = {key: max(1, round(slot / _warm_up(timer, slot))) for key, timer in timers.items()}
+    forwards = list(timers)
+    while True:
+        for order in (forwards, forwards[::-1]):
+            yield {key: np.array([timers[key]() * 1e3 for _ in range(counts[key])]) for key in order}
+
+
+def _warm_up(timer: Timer, seconds: float) -> float:
     """Run at least three times and for `seconds`; return the fastest time in seconds."""
-    durations = [_time_run(run) for _ in range(3)]
+    durations = [timer() for _ in range(3)]
     while sum(durations) < seconds:
-        durations.append(_time_run(run))
+        durations.append(timer())
     return min(durations)
-
-
-def _time_run(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

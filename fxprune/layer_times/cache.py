@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
+
+from fxprune.export.environment import name_processor
 
 FORMAT = 1
 
@@ -25,7 +26,7 @@ class Machine:
 
     runtime: str  # with its version
     threads: int
-    processor: str = field(default_factory=lambda: name_processor())
+    processor: str = field(default_factory=name_processor)
 
 
 def find_file(machine: Machine) -> Path:
@@ -54,13 +55,3 @@ def add_times(machine: Machine, times: dict[str, float]) -> None:
         os.replace(beside.name, path)
     except OSError:
         return
-
-
-def name_processor() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

@@ -11,7 +11,7 @@ import onnx
 
 from fxprune.export.runtimes.interface import Array, Runtime
 from fxprune.export.runtimes.ort_cpu import OrtCpu
-from fxprune.export.turns import Run, time_in_turns
+from fxprune.export.turns import Timer, time_in_turns
 from fxprune.layer_times.cache import Machine, add_times, read_times
 from fxprune.layer_times.graph import LayerGraph, build_graph
 
@@ -58,12 +58,12 @@ def time_beside(
     return {layer: max(medians[layer] - medians[frame], 0.0) for layer in layers}
 
 
-def load_layer(layer: LayerGraph, is_linear: bool, runtime: Runtime, threads: int) -> Run:
-    """Load the graph of a layer, and give what runs it once."""
+def load_layer(layer: LayerGraph, is_linear: bool, runtime: Runtime, threads: int) -> Timer:
+    """Load the graph of a layer, and give what times one run of it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "layer.onnx")
         onnx.save(build_graph(layer, is_linear), path)
         session = runtime.load(path, threads)
     sizes = tuple(size or 1 for size in session.inputs[0].shape)
     feed: dict[str, Array] = {"x": np.random.default_rng(0).standard_normal(sizes, dtype=np.float32)}
-    return lambda: session.run(feed)
+    return session.bind(feed)

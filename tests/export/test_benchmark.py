@@ -1,6 +1,7 @@
 """Is a measurement complete, fair and readable? (Never: how fast is it?)"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from fxprune.errors import ExportError
-from fxprune.export import benchmark, to_onnx
-from fxprune.export.benchmark import Benchmark, bootstrap_median
-from fxprune.export.runtimes.interface import Array, TensorInfo
+from fxprune.export import benchmark, count, to_onnx
+from fxprune.export.benchmark import bootstrap_median
+from fxprune.export.measurements import Benchmark
+from fxprune.export.runtimes.interface import Array, Session, TensorInfo
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def path(block: nn.Module, tmp_path: Path) -> Path:
 
 
 def test_a_file_beside_itself_is_measured_completely(path: Path) -> None:
-    result = benchmark({"one": path, "two": path}, batch_sizes=(1, 4), seconds=0.05, rounds=5)
+    result = benchmark({"one": path, "two": path}, batch_sizes=(1, 4), seconds=0.02)
     assert [(timing.name, timing.batch_size) for timing in result.timings] == [
         ("one", 1),
         ("two", 1),
@@ -29,18 +31,46 @@ def test_a_file_beside_itself_is_measured_completely(path: Path) -> None:
     ]
     for timing in result.timings:
         assert timing.size == path.stat().st_size
-        assert timing.runs >= 5
+        assert timing.macs == 8 * 6 * 6 * 3 * 9 + 4 * 6 * 6 * 8
+        assert timing.runs >= timing.rounds >= 5
         assert 0 < timing.lower_quartile <= timing.median <= timing.upper_quartile <= timing.p95
         assert timing.throughput == pytest.approx(timing.batch_size / timing.median * 1e3)
         assert timing.speedup_low <= timing.speedup <= timing.speedup_high
+        assert timing.efficiency == pytest.approx(timing.speedup)
     assert {timing.speedup for timing in result.timings if timing.name == "one"} == {1.0}
 
 
 def test_json_round_trip_and_table(path: Path) -> None:
-    result = benchmark({"one": path}, batch_sizes=(2,), seconds=0.01, rounds=2)
+    result = benchmark({"one": path}, runtimes=["ort-cpu", "torch:cuda"], batch_sizes=(2,), seconds=0.01)
     assert Benchmark.from_json(result.to_json()) == result
     assert "speed-up" in str(result)
-    assert "1 thread, 2 rounds" in str(result)
+    assert "torch:cuda was not measured: torch" in str(result)
+
+
+def test_what_no_runtime_measures_is_an_error_with_all_reasons(path: Path) -> None:
+    with pytest.raises(ExportError, match="sees no CUDA device"):
+        benchmark({"one": path}, runtimes=["torch:cuda"], seconds=0.01)
+    with pytest.raises(ExportError, match=r"(?s)torch:cuda was not measured.*torch-cuda-graphs was not measured"):
+        benchmark({"one": path}, runtimes=["torch:cuda", "torch-cuda-graphs"], seconds=0.01)
+
+
+def test_threads_are_set_and_read_back(path: Path) -> None:
+    result = benchmark({"one": path}, runtimes=["ort-cpu", "torch"], batch_sizes=(1,), threads=(1, 2), seconds=0.01)
+    assert [(t.runtime, t.threads) for t in result.timings] == [
+        (runtime, n) for runtime in ("ort-cpu", "torch") for n in (1, 2)
+    ]
+    assert torch.get_num_threads() == 1
+
+
+def test_modules_are_timed_as_modules_and_as_files(block: nn.Module) -> None:
+    slim = nn.Conv2d(3, 4, 3)
+    networks = {"dense": block, "slim": slim}
+    inputs = torch.randn(2, 3, 8, 8)
+    result = benchmark(networks, runtimes=["ort-cpu", "torch"], batch_sizes=(1,), seconds=0.01, example_inputs=inputs)
+    assert [(t.runtime, t.name) for t in result.timings] == [(r, n) for r in ("ort-cpu", "torch") for n in networks]
+    assert [t.macs for t in result.timings][:2] == [count(model, inputs).macs for model in networks.values()]
+    with pytest.raises(ExportError, match="slim is a module; pass example_inputs"):
+        benchmark({"slim": slim})
 
 
 class Recorder:
@@ -55,9 +85,10 @@ class Recorder:
         return RecorderSession(self, path.stem)
 
 
-class RecorderSession:
-    inputs = (TensorInfo("x", (None, 2), np.dtype("float32")),)
+class RecorderSession(Session):
+    inputs = (TensorInfo("input", (None, 2), np.dtype("float32")),)
     outputs = ()
+    threads = 1
 
     def __init__(self, runtime: Recorder, name: str) -> None:
         self.runtime, self.name = runtime, name
@@ -67,20 +98,54 @@ class RecorderSession:
         return []
 
 
-def test_files_take_turns_in_alternating_order(tmp_path: Path) -> None:
-    for name in ("a.onnx", "b.onnx"):
-        (tmp_path / name).touch()
+@pytest.fixture
+def copies(tmp_path: Path) -> dict[str, Path]:
+    model = nn.Linear(2, 3)
+    return {name: to_onnx(model, torch.randn(2, 2), tmp_path / f"{name}.onnx", verify=False).path for name in "ab"}
+
+
+def test_files_take_turns_in_alternating_order(copies: dict[str, Path]) -> None:
     runtime = Recorder()
-    paths = {"a": tmp_path / "a.onnx", "b": tmp_path / "b.onnx"}
-    benchmark(paths, batch_sizes=(1,), seconds=1e-12, rounds=4, runtime=runtime)
-    assert runtime.log == [*"aaabbb", *"abbaabba"]
+    benchmark(copies, batch_sizes=(1,), seconds=1e-12, runtimes=[runtime])
+    warm_up, turns, memory = "aaabbb", "abbaabbaab", "aabb"
+    assert "".join(runtime.log) == warm_up + turns + memory
+
+
+class Clock(Recorder):
+    """A runtime whose networks take the times that they are told, over and over."""
+
+    def __init__(self, **seconds: list[float]) -> None:
+        super().__init__()
+        self.seconds = {name: cycle(times) for name, times in seconds.items()}
+
+    def load(self, path: Path, threads: int) -> "ClockSession":
+        return ClockSession(self, path.stem)
+
+
+class ClockSession(RecorderSession):
+    runtime: Clock
+
+    def bind(self, feed: Mapping[str, Array]) -> Callable[[], float]:
+        return lambda: next(self.runtime.seconds[self.name])
+
+
+def test_rounds_go_on_until_the_interval_is_narrow(copies: dict[str, Path]) -> None:
+    steady = benchmark(copies, batch_sizes=(1,), seconds=900, runtimes=[Clock(a=[2.0], b=[1.0])]).timings[1]
+    assert (steady.rounds, steady.speedup, steady.speedup_low, steady.speedup_high) == (15, 2.0, 2.0, 2.0)
+    assert (steady.median, steady.efficiency) == (1000.0, 2.0)
+    spread = [0.96, 0.98, 1.0, 1.03, 1.04, 0.97, 1.02]
+    noisy = benchmark(copies, batch_sizes=(1,), seconds=900, runtimes=[Clock(a=spread, b=[1.0])]).timings[1]
+    assert 15 < noisy.rounds < 900
+    assert noisy.speedup_high - noisy.speedup_low <= 0.02 * noisy.speedup
+    cut_off = benchmark(copies, batch_sizes=(1,), seconds=20, runtimes=[Clock(a=spread, b=[1.0])]).timings[1]
+    assert cut_off.rounds == pytest.approx(20, abs=2)
 
 
 def test_bad_input_is_refused(path: Path, tmp_path: Path) -> None:
     bilinear = nn.Bilinear(4, 4, 3)
     other = to_onnx(bilinear, (torch.randn(2, 4), torch.randn(2, 4)), tmp_path / "two.onnx", verify=False).path
     with pytest.raises(ExportError, match=r"two takes the inputs \['input1', 'input2'\], block takes \['input'\]"):
-        benchmark({"block": path, "two": other}, batch_sizes=(1,), seconds=0.01, rounds=1)
+        benchmark({"block": path, "two": other}, batch_sizes=(1,), seconds=0.01)
     with pytest.raises(ExportError, match="there is no file"):
         benchmark({"missing": tmp_path / "missing.onnx"})
     with pytest.raises(ExportError, match="there is no file to time"):
@@ -89,6 +154,8 @@ def test_bad_input_is_refused(path: Path, tmp_path: Path) -> None:
         benchmark({"block": path}, batch_sizes=(0,))
     with pytest.raises(ExportError, match="have to be positive"):
         benchmark({"block": path}, threads=0)
+    with pytest.raises(ExportError, match="did you mean ort-cuda"):
+        benchmark({"block": path}, runtimes=["ort-cude"])
 
 
 def test_bootstrap_interval_holds_the_median_and_narrows() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fxprune.export.runtimes.interface import Array, TensorInfo
+from fxprune.export.runtimes.interface import Array, Session, TensorInfo
 from fxprune.layer_times.cache import Machine, add_times, find_file, read_times
 from fxprune.layer_times.graph import Convolution, LayerGraph, Linear
 from fxprune.layer_times.measure import ROUNDS, time_layers
@@ -28,7 +28,7 @@ class Recorder:
         return RecorderSession(self, onnx.load(path))
 
 
-class RecorderSession:
+class RecorderSession(Session):
     outputs = ()
 
     def __init__(self, runtime: Recorder, model: onnx.ModelProto) -> None:

@@ -19,7 +19,10 @@ class OpenVino:
     @property
     def name(self) -> str:
         """Return the name and version; raises RuntimeUnavailable if it is not installed."""
-        return f"OpenVINO {_import_openvino().__version__.split('-')[0]} CPU"
+        openvino = _import_openvino()
+        # The plugin counts the cores once, when it is first asked: this must be before the process is held to some.
+        openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        return f"OpenVINO {openvino.__version__.split('-')[0]} CPU"
 
     def load(self, path: Path, threads: int) -> "OpenVinoSession":
         """Load a file; raises RuntimeUnavailable if OpenVINO is not installed, and ExportError if it refuses it."""
