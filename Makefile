@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # One virtual environment for everything, made once and again when the dependencies change.
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test,runtimes]'
 	touch $@
 
 demo: $(VENV)/ready

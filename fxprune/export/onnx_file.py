@@ -4,27 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper
 
 from fxprune.errors import ExportError
+from fxprune.export.check_file import check_file
 from fxprune.export.runtimes.interface import TensorInfo
 
 
 def read_file(path: Path, *, weights: bool) -> onnx.ModelProto:
     """Read an ONNX file; without `weights`, those that lie in files beside it are left there.
 
-    Raises ExportError if the file is missing, or is no ONNX file.
+    Raises ExportError if the file is missing, damaged, or no ONNX file.
     """
-    if not path.is_file():
-        raise ExportError(f"there is no file {path}.")
-    try:
-        model = onnx.load(str(path), load_external_data=weights)
-    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"{path} cannot be read as ONNX ({str(error).strip().splitlines()[0]}).") from error
-    if not model.graph.node and not model.graph.output:
-        raise ExportError(f"{path} is no ONNX file, or an empty one.")
-    return model
+    check_file(path)
+    return onnx.load(str(path), load_external_data=weights)
 
 
 def measure_size(path: Path, model: onnx.ModelProto) -> int:
