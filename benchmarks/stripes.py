@@ -66,9 +66,10 @@ def measure(name: str, masks: str, reduction: float, options: argparse.Namespace
             seconds=options.seconds,
         )  # fmt: skip
     timing = next(t for t in result.timings if t.name == "lowered")
+    count = sum(bool(layer.lowering.parts) for layer in lowered.lowered.layers.values())
     left = fxprune.export.count(lowered, x).macs / dense_macs
     interval = f"{timing.speedup:.2f} ({timing.speedup_low:.2f} to {timing.speedup_high:.2f})"
-    return f"| {name} | {masks} | {left:.0%} | {len(lowered.lowered)} | {interval} | {timing.speedup * left:.2f} |"
+    return f"| {name} | {masks} | {left:.0%} | {count} | {interval} | {timing.speedup * left:.2f} |"
 
 
 @torch.no_grad()

@@ -39,15 +39,24 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one conversion did, by names instead of by nodes, so that it can be done again on a fresh model.
+class Rewrite:
+    """What was done to a model, by names instead of by nodes, so that it can be done again on a fresh one.
 
-    `tensors` are the parameters and persistent buffers before it. What went is in `kept`: which indexes of which
-    dimension of which tensor stay. The rest are rewrites at nodes, each with the number of its graph.
+    `tensors` are the parameters and persistent buffers before it.
     """
 
     class_name: str
     tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True)
+class Step(Rewrite):
+    """What one conversion did.
+
+    What went is in `kept`: which indexes of which dimension of which tensor stay. The rest are rewrites at nodes, each
+    with the number of its graph.
+    """
+
     inputs: Inputs  # of the whole model
     traced: dict[str, Inputs]  # the regions by their paths, and the inputs with which they were traced,
     converted: dict[str, Inputs]  # and made smaller
@@ -105,11 +114,13 @@ class TracedModel(nn.Module):
 
     `forward` runs the graph of the current mode (`self.training`). Submodules, parameter names and
     the state dict are those of the original; a `train()` or `eval()` sets them as usual. `inputs` are the
-    example inputs with which the model was traced; `steps` are the conversions behind it, the first one first.
+    example inputs with which the model was traced; `steps` are the rewrites behind it, the first one first.
 
     Where the whole could not be traced, `user` is the module whose own code runs, with its regions swapped in
-    place, and `untraced` says what stayed outside of them and why.
+    place, and `untraced` says what stayed outside of them and why. `lowered`, where stripes were, is that step.
     """
+
+    lowered: Rewrite
 
     def __init__(
         self, root: nn.Module, graphs: Graphs, class_name: str | None = None, inputs: Inputs = ((), {}),
@@ -124,7 +135,7 @@ class TracedModel(nn.Module):
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
         self.class_name = class_name or (root._get_name() if isinstance(root, TracedModel) else type(root).__name__)
-        self.steps: tuple[Step, ...] = root.steps if isinstance(root, TracedModel) else ()
+        self.steps: tuple[Rewrite, ...] = root.steps if isinstance(root, TracedModel) else ()
         user = getattr(root, "user", root) if isinstance(root, TracedModel) else root
         self.user: nn.Module | None
         vars(self)["user"] = None if [region.path for region in graphs.regions] == [""] else user
@@ -282,6 +293,11 @@ def states_of(model: nn.Module) -> dict[str, Tensor]:
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 states[f"{path}.{name}" if path else name] = buffer
     return {name: tensor for name, tensor in states.items() if not name.startswith("fxprune.")}
+
+
+def describe_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """The shapes and types of the parameters and persistent buffers."""
+    return {name: (tuple(t.shape), t.dtype) for name, t in states_of(model).items()}
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:

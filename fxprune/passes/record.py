@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError
-from fxprune.model import Inputs, Step, TracedModel, states_of
+from fxprune.model import Inputs, Step, TracedModel, describe_tensors
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.find_dead import Muted, Plan
 from fxprune.shadow.ids import Reader
@@ -22,7 +22,7 @@ def record_step(
     graphs = {graph: number for number, graph in enumerate(source.graphs)}
     return Step(
         class_name=source.class_name,
-        tensors={name: (tuple(t.shape), t.dtype) for name, t in states_of(model).items()},
+        tensors=describe_tensors(model),
         inputs=source.inputs,
         traced=traced,
         converted={region.path: region.inputs for region in source.graphs.regions},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fxprune.errors import PlanError, TraceError
-from fxprune.model import Graphs, Step, TracedModel, find_tensor, states_of
+from fxprune.model import Graphs, Rewrite, Step, TracedModel, find_tensor, states_of
 from fxprune.passes.analyse import analyse
 from fxprune.passes.bake_masks import bake_parametrizations
 from fxprune.passes.decompose import decompose
@@ -43,7 +43,7 @@ def replay(step: Step, model: nn.Module) -> TracedModel:
     return compact
 
 
-def check_structure(step: Step, model: nn.Module) -> None:
+def check_structure(step: Rewrite, model: nn.Module) -> None:
     """Refuse a model of another class or of other sizes, and name the first tensor that tells."""
     name = model.class_name if isinstance(model, TracedModel) else type(model).__name__
     if name != step.class_name:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.errors import IntoError
-from fxprune.model import Graphs, Inputs, TracedModel, in_eval_mode, named_tensors, tensors_in
+from fxprune.model import Graphs, Inputs, Step, TracedModel, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.check_exact import DOUBLE, SINGLE, compare, entries, run_nodes
 from fxprune.passes.decompose import find_layer
 from fxprune.passes.replay import check_structure
@@ -112,7 +112,9 @@ def find_changed_literals(model: nn.Module, compact: TracedModel) -> Iterator[Li
         if not type(module).__module__.startswith("torch.nn.") or any(True for _ in module.children()):
             vars(module).update({name: mark(value, path, name) for name, value in vars(module).items()})
     smaller = {region.path: region for region in compact.graphs.regions}
-    for path, inputs in compact.steps[-1].traced.items():
+    step = compact.steps[-1]
+    assert isinstance(step, Step)
+    for path, inputs in step.traced.items():
         region = trace_region(named, path, inputs)
         for before, after in ((region.eval, smaller[path].eval), (region.train, smaller[path].train)):
             nodes = {node.name: node for node in after.nodes}

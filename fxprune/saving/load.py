@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from fxprune.api import Report
 from fxprune.errors import PlanError
-from fxprune.model import PreparedModel, TracedModel, find_tensor
+from fxprune.model import PreparedModel, Rewrite, Step, TracedModel, find_tensor
 from fxprune.passes.record import differs
 from fxprune.passes.replay import replay
 from fxprune.saving.container import read_file
 from fxprune.saving.plan_text import read_steps
 from fxprune.saving.save import names_of
+from fxprune.stripes.replay import replay_stripes
+from fxprune.stripes.step import StripeStep
 
 
 def load(fresh_model: nn.Module, path: str | Path | None = None) -> TracedModel:
@@ -41,7 +43,7 @@ def load(fresh_model: nn.Module, path: str | Path | None = None) -> TracedModel:
     steps, about = read_steps(text, inputs)
     model = fresh_model
     for step in steps:
-        model = replay(step, model)
+        model = redo(step, model)
     if not isinstance(model, TracedModel):
         raise PlanError(f"{path} holds no steps; save the compact model again")
     states = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -49,6 +51,14 @@ def load(fresh_model: nn.Module, path: str | Path | None = None) -> TracedModel:
     if about.report is not None:
         model.report = read_report(about.report)  # type: ignore[assignment]
     return model.compile_graphs()
+
+
+def redo(step: Rewrite, model: nn.Module) -> TracedModel:
+    """Do one step again."""
+    if isinstance(step, StripeStep):
+        return replay_stripes(step, model)
+    assert isinstance(step, Step)
+    return replay(step, model)
 
 
 def read_report(fields: dict[str, Any]) -> Report:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import PlanError
-from fxprune.model import Inputs, Step
+from fxprune.model import Inputs, Rewrite, Step
+from fxprune.saving.stripe_text import read_layer, read_race, write_layer
+from fxprune.stripes.step import StripeStep
 
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS: dict[str, type[tuple[Any, ...]] | type[list[Any]]] = {"tuple": tuple, "list": list}
@@ -25,7 +27,7 @@ class About(NamedTuple):
     tied: dict[str, str]
 
 
-def write_steps(steps: tuple[Step, ...], about: About) -> tuple[str, dict[str, Tensor]]:
+def write_steps(steps: tuple[Rewrite, ...], about: About) -> tuple[str, dict[str, Tensor]]:
     """Write steps and what is said besides as JSON; return it and the tensors of the inputs by name.
 
     Raises:
@@ -37,18 +39,29 @@ def write_steps(steps: tuple[Step, ...], about: About) -> tuple[str, dict[str, T
     return text, dict(tensors.values())
 
 
-def digest_steps(steps: tuple[Step, ...]) -> str:
+def digest_steps(steps: tuple[Rewrite, ...]) -> str:
     """The sha256 of what steps did, whatever inputs they were checked on; a loaded model has that of the saved one."""
-    did = [[step.class_name, step.kept, step.biased, step.constants, step.muted] for step in steps]
-    return hashlib.sha256(json.dumps(did).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([list_changes(step) for step in steps]).encode()).hexdigest()
 
 
-def write_step(step: Step, tensors: dict[int, tuple[str, Tensor]]) -> dict[str, Any]:
+def list_changes(step: Rewrite) -> list[Any]:
+    """What one step changed, for the digest."""
+    if isinstance(step, StripeStep):
+        return [step.class_name, {name: write_layer(layer)["lowering"] for name, layer in step.layers.items()}]
+    assert isinstance(step, Step)
+    return [step.class_name, step.kept, step.biased, step.constants, step.muted]
+
+
+def write_step(step: Rewrite, tensors: dict[int, tuple[str, Tensor]]) -> dict[str, Any]:
     """Write one step; `tensors`, by identity, gets those of its inputs."""
     plain = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    plain["tensors"] = {name: [list(shape), name_of(dtype)] for name, (shape, dtype) in step.tensors.items()}
+    if isinstance(step, StripeStep):
+        layers = {name: write_layer(layer) for name, layer in step.layers.items()}
+        return {**plain, "layers": layers, "race": dataclasses.asdict(step.race) if step.race else None}
+    assert isinstance(step, Step)
     return {
         **plain,
-        "tensors": {name: [list(shape), name_of(dtype)] for name, (shape, dtype) in step.tensors.items()},
         "inputs": write_value(step.inputs, tensors),
         "traced": {path: write_value(inputs, tensors) for path, inputs in step.traced.items()},
         "converted": {path: write_value(inputs, tensors) for path, inputs in step.converted.items()},
@@ -79,7 +92,7 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Step, ...], About]:
+def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Rewrite, ...], About]:
     """Read what `write_steps` wrote.
 
     Raises:
@@ -92,13 +105,18 @@ def read_steps(text: str, tensors: dict[str, Tensor]) -> tuple[tuple[Step, ...],
         raise PlanError(f"the plan in the file cannot be read ({error!r}); save the compact model again") from error
 
 
-def read_step(step: dict[str, Any], tensors: dict[str, Tensor]) -> Step:
-    """Read one step."""
+def read_step(step: dict[str, Any], tensors: dict[str, Tensor]) -> Rewrite:
+    """Read one step: with layers, a lowering of stripes; else a conversion."""
+    class_name = str(step["class_name"])
+    before = {name: (whole(shape), DTYPES[dtype]) for name, (shape, dtype) in step["tensors"].items()}
+    if "layers" in step:
+        layers = {str(name): read_layer(layer) for name, layer in step["layers"].items()}
+        return StripeStep(class_name, before, layers, read_race(step["race"]))
     if step["traced"].keys() != step["converted"].keys():
         raise ValueError("not every region has its inputs")
     return Step(
-        class_name=str(step["class_name"]),
-        tensors={name: (whole(shape), DTYPES[dtype]) for name, (shape, dtype) in step["tensors"].items()},
+        class_name=class_name,
+        tensors=before,
         inputs=read_inputs(step["inputs"], tensors),
         traced={path: read_inputs(inputs, tensors) for path, inputs in step["traced"].items()},
         converted={path: read_inputs(inputs, tensors) for path, inputs in step["converted"].items()},

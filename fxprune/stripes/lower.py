@@ -1,212 +1,184 @@
-"""How do dead stripes leave a model? Each convolution that has some becomes smaller ones, where that is cheaper."""
+"""How do dead stripes leave a model? Each convolution that has some becomes smaller ones, where that is faster."""
 
 from __future__ import annotations
 
 import copy
-import operator
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.api import find_inputs, trace_source
+from fxprune.api import convert, find_inputs
 from fxprune.errors import ExactnessError, FxpruneError
-from fxprune.model import Inputs, PreparedModel, TracedModel, find_tensor
+from fxprune.export.runtimes.interface import Runtime
+from fxprune.inspection.costs import batch_of
+from fxprune.model import Inputs, PreparedModel, TracedModel, describe_tensors, find_tensor
 from fxprune.passes.analyse import Channels, Shadow, analyse
 from fxprune.passes.check_exact import is_rounding
-from fxprune.stripes.choose import Layer, Lowering, choose, find_patterns
 from fxprune.stripes.cost import CPU, CostModel
 from fxprune.stripes.free_order import find_free, permute_units
-from fxprune.stripes.module import Options, StripeConv2d
+from fxprune.stripes.lowering import KINDS, Kind, Layer, Lowering
+from fxprune.stripes.propose import find_patterns, propose
+from fxprune.stripes.race import race, time_lowerings, write_network
+from fxprune.stripes.rectangles import Pattern
+from fxprune.stripes.replay import record
+from fxprune.stripes.rewrite import arguments, find_convolutions, read_options, replace_layers
+from fxprune.stripes.step import LoweredLayer, StripeStep
 
-PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-DEFAULTS: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+GAIN = 0.98
+"""A measured lowering is chosen where it takes at most this share of the time: what is nearly equal is noise."""
 
 
-def lower_stripes(model: nn.Module, example_inputs: Any = None, *, cost: CostModel = CPU) -> TracedModel:
+def lower_stripes(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    runtime: Runtime | None = None,
+    threads: int = 1,
+    cost: CostModel = CPU,
+    kinds: Collection[Kind] = KINDS,
+) -> TracedModel:
     """Return a copy of `model` in which convolutions with dead stripes are smaller dense convolutions.
 
     A stripe is dead where all weights of a filter at one position of its kernel are zero, as `convert` leaves them at
     stripe granularity. For each convolution the cheapest is chosen among: as it is, one smaller kernel, several
-    smaller convolutions over groups of filters that are joined, sums of such, and mixtures. The result trains on and
-    exports with stock ops; its `lowered` says what became of which weight. `model` stays as it was.
+    smaller convolutions over groups of filters that are joined, sums of such, and mixtures. The result trains on,
+    exports with stock ops, and is saved; `print(lowered.lowered)` shows what became of each layer. `model` stays as it
+    was.
+
+    With a `runtime` the best few ways of each layer are timed there in float32, at the size of the example inputs, and
+    the times kept in the user's cache folder. Then the whole network is timed in turns with the one that it was made
+    from; as long as it is slower, the half of its layers that gain least go back to what they were.
 
     Args:
-        model: a converted model, or any other that can be traced.
+        model: a converted model; any other is converted first.
         example_inputs: as for `prepare`; a converted model brings its own.
-        cost: what convolutions cost on the runtime.
+        runtime: what is to run the model, such as `OrtCpu()`; None goes by `cost`.
+        threads: of the runtime.
+        cost: what convolutions cost.
+        kinds: what may be chosen, of "crop", "groups", "sums" and "mixtures".
 
     Raises:
         FxpruneError: the model has masks still.
         ExactnessError: the outputs differ by more than rounding.
+        ExportError: the runtime cannot run the model.
     """
     if isinstance(model, PreparedModel):
         raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
     inputs = find_inputs(model, example_inputs)
-    source = model if isinstance(model, TracedModel) else trace_source(model, inputs)
+    source = model if isinstance(model, TracedModel) else convert(model, example_inputs)
+    choice = Choice(cost, tuple(kinds), runtime, threads)
+    lowered, step = lower_once(source, inputs, choice, set())
+    if runtime is not None:
+        lowered, step = win_race(source, inputs, choice, lowered, step, runtime)
+    return record(lowered, step)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How lowerings are chosen: by the model of the costs, or by time where there is a runtime."""
+
+    cost: CostModel
+    kinds: tuple[Kind, ...]
+    runtime: Runtime | None = None
+    threads: int = 1
+
+    def choose(self, layer: Layer, patterns: list[Pattern], is_free: bool) -> LoweredLayer:
+        """Choose the lowering of one convolution; `is_free`: whether the order of its output channels may change."""
+        proposals = propose(layer, patterns, self.cost, is_free, self.kinds)
+        dense = proposals[0]
+        best, measured = min(proposals, key=lambda proposal: proposal.cost), None
+        if self.runtime is not None and len(proposals) > 1:
+            lowerings = [proposal.lowering for proposal in proposals]
+            times = time_lowerings(layer, lowerings, is_free, self.runtime, self.threads)
+            fastest = min(times[1:])
+            best = proposals[times.index(fastest)] if fastest < GAIN * times[0] else dense
+            measured = (times[0], fastest if best is not dense else times[0])
+        living = [[sum((i, j) in p for p in patterns) for j in range(layer.kernel[1])] for i in range(layer.kernel[0])]
+        return LoweredLayer(
+            layer.rows, layer.kernel, tuple(map(tuple, living)), best.lowering, best.cost / dense.cost, measured
+        )  # fmt: skip
+
+
+def win_race(
+    source: TracedModel, inputs: Inputs, choice: Choice, lowered: TracedModel, step: StripeStep, runtime: Runtime
+) -> tuple[TracedModel, StripeStep]:
+    """Give the lowered model, or while it is slower than `source` on the runtime, one with fewer lowered layers."""
+    kept: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "dense.onnx"), Path(folder, "lowered.onnx")
+        write_network(source, inputs, before)
+        while gains := find_gains(step):
+            write_network(lowered, inputs, after)
+            result = race(before, after, batch_of(inputs), runtime, choice.threads)
+            if result.ratio <= 1:
+                return lowered, replace(step, race=result)
+            kept |= set(sorted(gains, key=gains.__getitem__)[: (len(gains) + 1) // 2])
+            lowered, step = lower_once(source, inputs, choice, kept)
+    return lowered, step
+
+
+def find_gains(step: StripeStep) -> dict[str, float]:
+    """The milliseconds that each lowered layer gains alone, by its weight."""
+    times = {name: layer.measured for name, layer in step.layers.items() if layer.lowering.parts}
+    return {name: measured[0] - measured[1] for name, measured in times.items() if measured is not None}
+
+
+def lower_once(source: TracedModel, inputs: Inputs, choice: Choice, kept: set[str]) -> tuple[TracedModel, StripeStep]:
+    """Lower a copy of a model, and say what was done; the weights in `kept` stay as they are."""
     lowered = copy.deepcopy(source)
-    channels = analyse(lowered, constants=False)
-    convolutions = find_convolutions(lowered)
-    chosen = choose_layers(lowered, channels, convolutions, cost)
-    for name, lowering in chosen.items():
-        replace(lowered, name, convolutions[name], lowering)
-    lowered.set_graphs(lowered.graphs)
+    layers = choose_layers(lowered, analyse(lowered, constants=False), choice, kept)
+    replace_layers(lowered, {name: layer.lowering for name, layer in layers.items() if layer.lowering.parts})
     check_lowered(source, lowered, inputs)
-    lowered.steps = ()
-    lowered.lowered = {name: [part.rectangles for part in each.parts] for name, each in chosen.items()}  # type: ignore[assignment]
-    return lowered.compile_graphs()
+    return lowered, StripeStep(source.class_name, describe_tensors(source), layers, None)
 
 
-def choose_layers(
-    model: TracedModel, channels: Channels, convolutions: dict[str, list[fx.Node]], cost: CostModel
-) -> dict[str, Lowering]:
+def choose_layers(model: TracedModel, channels: Channels, choice: Choice, kept: set[str]) -> dict[str, LoweredLayer]:
     """Choose how each convolution is computed; where that needs another order of channels, permute them.
 
     The costly ones come first: of convolutions that are added up, one alone can have its order.
     """
-    layers = {name: measure_layer(model, channels, nodes) for name, nodes in convolutions.items()}
-    chosen: dict[str, Lowering] = {}
+    layers = {name: measure_layer(model, channels, nodes) for name, nodes in find_convolutions(model).items()}
+    chosen: dict[str, LoweredLayer] = {}
     taken = torch.zeros(len(channels.units), dtype=torch.bool)
     size = lambda name: -layers[name].rows * layers[name].columns * layers[name].positions  # noqa: E731
     for name in sorted(layers, key=size):
         layer = layers[name]
         patterns = find_patterns(find_tensor(model, name))
-        if all(len(pattern) == layer.kernel[0] * layer.kernel[1] for pattern in patterns):
+        if all(len(pattern) == layer.whole.taps for pattern in patterns):
             continue
         units = find_free(channels, name)
         if units is not None and bool(taken[units].any()):
             units = None
-        lowering = choose(layer, patterns, cost, units is not None)
-        if not lowering.parts:
-            continue
-        if units is not None and lowering.order != sorted(lowering.order):
+        found = choice.choose(layer, patterns, units is not None)
+        if name in kept:
+            found = replace(found, lowering=Lowering(()), predicted=1.0)
+        if units is not None and not found.lowering.is_ordered:
             taken[units] = True
-            permute_units(model, channels, units, lowering.order)
-            lowering = lowering.in_order()
-        chosen[name] = lowering
-    return chosen
-
-
-def find_convolutions(model: TracedModel) -> dict[str, list[fx.Node]]:
-    """Find the weights that two-dimensional convolutions alone read, and those."""
-    found: dict[str, list[fx.Node]] = {}
-    other: set[str] = set()
-    for node in (node for graph in model.graphs for node in graph.nodes):
-        if node.op == "get_attr":
-            name = str(node.target)
-            readers = [user for user in node.users if user.target is F.conv2d and arguments(user)["weight"] is node]
-            readers = [user for user in readers if list(arguments(user).values()).count(node) == 1]
-            found.setdefault(name, []).extend(readers)
-            if len(readers) < len(node.users) or not is_plain(readers):
-                other.add(name)
-    return {name: nodes for name, nodes in found.items() if nodes and name not in other}
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a convolution by name."""
-    return DEFAULTS | dict(zip(PARAMETERS, node.args, strict=False)) | node.kwargs
-
-
-def is_plain(nodes: list[fx.Node]) -> bool:
-    """Whether convolutions have numbers for options, all the same, and a parameter or nothing for bias."""
-    options = [{name: arguments(node)[name] for name in PARAMETERS[3:]} for node in nodes]
-    biases = [arguments(node)["bias"] for node in nodes]
-    symbolic = any(isinstance(leaf, fx.Node) for node in nodes for leaf in node.all_input_nodes[3:])
-    stored = all(bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr") for bias in biases)
-    return not symbolic and stored and all(each == options[0] for each in options)
+            permute_units(model, channels, units, found.lowering.order)
+            found = replace(found, lowering=found.lowering.in_order())
+        chosen[name] = found
+    return {name: chosen[name] for name in layers if name in chosen}
 
 
 def measure_layer(model: TracedModel, channels: Channels, nodes: list[fx.Node]) -> Layer:
-    """The sizes of a convolution, with its outputs over all of its calls in the eval graphs."""
+    """The sizes of a convolution, with its inputs and outputs over all of its calls in the eval graphs."""
     weight = find_tensor(model, str(arguments(nodes[0])["weight"].target))
-    groups = int(arguments(nodes[0])["groups"])
-    positions = 0
+    kernel = (weight.size(2), weight.size(3))
+    positions, inputs = 0, []
     evaluated = {region.eval for region in model.graphs.regions}
     for values in channels.values:
         for node in nodes:
             if node in values and node.graph in evaluated and isinstance(values[node], Shadow):
-                shape = values[node].shape
-                positions += torch.Size(shape).numel() // weight.size(0)
-    return Layer(weight.size(0), weight.size(1), (weight.size(2), weight.size(3)), groups, positions)
-
-
-def replace(model: TracedModel, name: str, nodes: list[fx.Node], lowering: Lowering) -> None:
-    """Put the smaller convolutions into the place of one, in the module tree and in all graphs."""
-    given = arguments(nodes[0])
-    weight = find_tensor(model, name)
-    bias = given["bias"]
-    options = read_options(given, (weight.size(2), weight.size(3)))
-    module = StripeConv2d(weight, find_tensor(model, str(bias.target)) if bias is not None else None, lowering, options)
-    path = place(model, name, str(bias.target) if bias is not None else None, module)
-    for node in nodes:
-        rewrite(node, module, path, options)
-
-
-def place(model: TracedModel, name: str, bias: str | None, module: StripeConv2d) -> str:
-    """Put the module where the convolution was; where the weight is no convolution's own, beside it."""
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    if isinstance(owner, nn.Conv2d) and leaf == "weight" and bias in (None, f"{path}.bias"):
-        model.set_submodule(path, module.train(owner.training))
-        return path
-    setattr(owner, leaf, None)
-    beside = f"{path}.{leaf}_stripes" if path else f"{leaf}_stripes"
-    owner.add_module(f"{leaf}_stripes", module.train(owner.training))
-    return beside
-
-
-def read_options(given: dict[str, Any], kernel: tuple[int, int]) -> Options:
-    """Read the options of a convolution, whatever their spelling."""
-    stride, dilation = pair(given["stride"]), pair(given["dilation"])
-    padding = given["padding"]
-    if padding == "same":  # what is odd goes to the end
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        sides = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
-    else:
-        down, right = (0, 0) if padding == "valid" else pair(padding)
-        sides = (down, down, right, right)
-    return Options(stride, sides, dilation, int(given["groups"]))
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """Write one number, or a list of one, as two."""
-    numbers = [value] if isinstance(value, int) else list(value)
-    return (int(numbers[0]), int(numbers[-1]))
-
-
-def rewrite(node: fx.Node, module: StripeConv2d, path: str, options: Options) -> None:
-    """Write the smaller convolutions into a graph in the place of one."""
-    graph, x = node.graph, node.args[0] if node.args else node.kwargs["input"]
-
-    def emit(function: Any, *args: Any) -> fx.Node:
-        made = graph.call_function(function, args)
-        made.meta = {"where": node.meta.get("where", node.name)}
-        return made
-
-    with graph.inserting_before(node):
-        outputs: list[fx.Node] = []
-        for k, (part, readings) in enumerate(zip(module.convolutions(), module.readings, strict=True)):
-            total: fx.Node | None = None
-            for r, (own, reading) in enumerate(zip(part, readings, strict=True)):
-                weight = graph.get_attr(f"{path}.parts.{k}.{r}.weight")
-                bias = graph.get_attr(f"{path}.parts.{k}.{r}.bias") if own.bias is not None else None
-                padded = x if reading.pad is None else emit(F.pad, x, reading.pad)
-                sizes = (options.stride, reading.padding, reading.dilation, options.groups)
-                result = emit(F.conv2d, padded, weight, bias, *sizes)
-                total = result if total is None else emit(operator.add, total, result)
-            assert total is not None
-            outputs.append(total)
-        joined = outputs[0] if len(outputs) == 1 else emit(torch.cat, outputs, -3)
-        if module.order is not None:
-            joined = emit(torch.index_select, joined, -3, graph.get_attr(f"{path}.order"))
-    read = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    node.replace_all_uses_with(joined)
-    graph.erase_node(node)
-    for each in read:
-        if not each.users:
-            graph.erase_node(each)
-    graph.lint()
+                positions += torch.Size(values[node].shape).numel() // weight.size(0)
+                read = values[arguments(node)["input"]].shape
+                inputs.append((1,) * (4 - len(read)) + tuple(read))
+    options = read_options(nodes[0], kernel)
+    return Layer(weight.size(0), weight.size(1), kernel, options, positions, tuple(inputs))
 
 
 def check_lowered(source: TracedModel, lowered: TracedModel, inputs: Inputs) -> None:

@@ -31,6 +31,10 @@ class Rectangle:
     def __hash__(self) -> int:
         return hash((tuple(self.rows), tuple(self.columns)))
 
+    def __str__(self) -> str:
+        spread = "" if self.rows.step == self.columns.step == 1 else " spread"
+        return f"{len(self.rows)} x {len(self.columns)}{spread}"
+
     @property
     def taps(self) -> int:
         """How many positions it has."""
