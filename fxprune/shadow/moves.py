@@ -16,6 +16,9 @@ from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, compress, c
 
 aten = torch.ops.aten
 
+CUTS = {aten.slice, aten.narrow, aten.split, aten.split_with_sizes, aten.chunk}
+"""Ops that cut a tensor along a dimension; what varies along others stays, also of parts that are empty."""
+
 
 def move_ids(table: IdTable, call: Call) -> list[Ids]:
     if any(not t.is_real for t in call.tensors[1:]):
@@ -57,7 +60,12 @@ def move(call: Call, tensors: list[Tensor]) -> list[list[Tensor]]:
         result = functional_op(call.op)(*args, **kwargs)
         return [compress(r) for r in ([result] if isinstance(result, Tensor) else result)]
 
-    return [run(t.expand(source.shape)) for t in tensors]
+    along = call.argument("dim") if call.op.overloadpacket in CUTS else None
+    whole = [along is not None and align(t, source.dim()).size(along) == 1 for t in tensors]
+    return [
+        [t] * len(call.outputs) if stays else run(t.expand(source.shape))
+        for t, stays in zip(tensors, whole, strict=True)
+    ]
 
 
 def functional_op(op: Any) -> Any:

@@ -178,6 +178,13 @@ def rotary(m: nn.Module, x: Tensor) -> Tensor:
     return x + m.o(merge(F.scaled_dot_product_attention(rotate(q), rotate(k), v)))
 
 
+def rotary_behind(m: nn.Module, x: Tensor, count: int) -> Tensor:
+    """The first tokens, of which there may be none, stay as they are."""
+    q, k, v = (split(f(x)) for f in (m.q, m.k, m.v))
+    q, k = (torch.cat([y[:, :, :count], rotate(y[:, :, count:])], 2) for y in (q, k))
+    return x + m.o(merge(F.scaled_dot_product_attention(q, k, v)))
+
+
 def rotary_pairs(m: nn.Module, x: Tensor) -> Tensor:
     """Neighbours turn together, as in GPT-J and Llama's own code."""
     n = x.size(1)
@@ -363,6 +370,8 @@ CASES: dict[str, Case] = {
     "position bias": Case(lambda: Tokens(position_bias, table=table(40, 4), **linears("q", "k", "v")), 20, 28),
     "embedded bias": Case(lambda: Tokens(embedded_bias, bias=nn.Embedding(8, 4), **linears("q", "k", "v")), 20, 28),
     "rotary": Case(lambda: Tokens(rotary, **linears("q", "k", "v")), 20, 25),
+    "rotary, no prefix": Case(lambda: Tokens(lambda m, x: rotary_behind(m, x, 0), **linears("q", "k", "v")), 20, 25),
+    "rotary, prefix": Case(lambda: Tokens(lambda m, x: rotary_behind(m, x, 2), **linears("q", "k", "v")), 20, 22),
     "rotary pairs": Case(lambda: Tokens(rotary_pairs, **linears("q", "k", "v")), 20, 25),
     "cosine": Case(lambda: Tokens(cosine, temperature=table(4, 1, 1), **linears("q", "k", "v")), 20, 22),
     "normed": Case(lambda: Tokens(normed, nq=nn.LayerNorm(6), nk=nn.LayerNorm(6), **linears("q", "k", "v")), 20, 22),
@@ -415,7 +424,7 @@ def test_attention_loses_the_same_channel_of_every_head_exactly(name: str) -> No
     assert compact.report.units_removed > 0
 
 
-UNEVEN = ("fused", "rotary")
+UNEVEN = ("fused", "rotary", "rotary, no prefix")
 """Where closed inner channels may stay: of queries but not of values in one tensor, of angles that turn one pair."""
 
 
