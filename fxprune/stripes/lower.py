@@ -15,6 +15,7 @@ from torch import fx, nn
 from fxprune.api import convert, find_inputs
 from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.export.runtimes.interface import Runtime
+from fxprune.export.runtimes.registry import find_runtime
 from fxprune.inspection.costs import batch_of
 from fxprune.model import Inputs, PreparedModel, TracedModel, describe_tensors, find_tensor
 from fxprune.passes.analyse import Channels, Shadow, analyse
@@ -37,7 +38,7 @@ def lower_stripes(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    runtime: Runtime | None = None,
+    runtime: str | Runtime | None = None,
     threads: int = 1,
     cost: CostModel = CPU,
     kinds: Collection[Kind] = KINDS,
@@ -57,7 +58,7 @@ def lower_stripes(
     Args:
         model: a converted model; any other is converted first.
         example_inputs: as for `prepare`; a converted model brings its own.
-        runtime: what is to run the model, such as `OrtCpu()`; None goes by `cost`.
+        runtime: what is to run the model, by its name, such as "ort-cpu", or a runtime; None goes by `cost`.
         threads: of the runtime.
         cost: what convolutions cost.
         kinds: what may be chosen, of "crop", "groups", "sums" and "mixtures".
@@ -71,10 +72,11 @@ def lower_stripes(
         raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
     inputs = find_inputs(model, example_inputs)
     source = model if isinstance(model, TracedModel) else convert(model, example_inputs)
-    choice = Choice(cost, tuple(kinds), runtime, threads)
+    used = find_runtime(runtime) if isinstance(runtime, str) else runtime
+    choice = Choice(cost, tuple(kinds), used, threads)
     lowered, step = lower_once(source, inputs, choice, set())
-    if runtime is not None:
-        lowered, step = win_race(source, inputs, choice, lowered, step, runtime)
+    if used is not None:
+        lowered, step = win_race(source, inputs, choice, lowered, step, used)
     return record(lowered, step)
 
 

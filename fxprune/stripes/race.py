@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fxprune.export.benchmark import benchmark
+import numpy as np
+
+from fxprune.export.benchmark import bootstrap_median
 from fxprune.export.onnx import to_onnx
+from fxprune.export.random_inputs import draw_inputs
 from fxprune.export.runtimes.interface import Runtime
+from fxprune.export.turns import time_in_turns
 from fxprune.layer_times.measure import time_layers
 from fxprune.model import Inputs, TracedModel
 from fxprune.stripes.lowering import Layer, Lowering, list_graphs
 from fxprune.stripes.step import Race
 
-SECONDS = 3.0
+SECONDS, ROUNDS = 3.0, 15
 
 
 def time_lowerings(
@@ -33,9 +37,8 @@ def write_network(model: TracedModel, inputs: Inputs, path: Path) -> None:
 
 def race(dense: Path, lowered: Path, batch_size: int, runtime: Runtime, threads: int) -> Race:
     """Time two files in turns."""
-    files = {"dense": dense, "lowered": lowered}
-    result = benchmark(files, batch_sizes=(batch_size,), threads=threads, seconds=SECONDS, runtime=runtime)
-    timing = result.timings[-1]
-    return Race(
-        result.runtime, threads, batch_size, 1 / timing.speedup, 1 / timing.speedup_high, 1 / timing.speedup_low
-    )  # fmt: skip
+    sessions = {path: runtime.load(path, threads) for path in (dense, lowered)}
+    feed = draw_inputs(sessions[dense].inputs, batch_size, {})
+    times = time_in_turns({path: session.bind(feed) for path, session in sessions.items()}, SECONDS, ROUNDS)
+    ratios = np.array([np.median(own) / np.median(base) for base, own in zip(*times.values(), strict=True)])
+    return Race(runtime.name, threads, batch_size, float(np.median(ratios)), *bootstrap_median(ratios))

@@ -11,7 +11,6 @@ from torch import nn
 
 import fxprune
 import fxprune.stripes.lower as module
-from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.layer_times.graph import Convolution, LayerGraph
 from fxprune.stripes.lowering import Kind, Layer, Lowering, list_graphs
 from fxprune.stripes.module import StripeConv2d
@@ -55,7 +54,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, ratios: list[float], favourite: Kin
 @pytest.mark.parametrize("favourite", ["groups", "mixtures", "dense"])
 def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch, block: nn.Module, favourite: Kind) -> None:
     pretend(monkeypatch, [0.5], favourite)
-    lowered = fxprune.lower_stripes(block, X, runtime=OrtCpu(), cost=EAGER)
+    lowered = fxprune.lower_stripes(block, X, runtime="ort-cpu", cost=EAGER)
     layer = lowered.lowered.layers["first.weight"]
     assert layer.lowering.kind == favourite
     assert layer.measured == ((192.0, 192.0) if favourite == "dense" else (384.0, 192.0))
@@ -67,7 +66,7 @@ def test_while_the_network_is_slower_the_layers_that_gain_least_go_back(
     monkeypatch: pytest.MonkeyPatch, block: nn.Module
 ) -> None:
     raced = pretend(monkeypatch, [1.3, 1.01, 0.9])
-    lowered = fxprune.lower_stripes(block, X, runtime=OrtCpu(), cost=EAGER)
+    lowered = fxprune.lower_stripes(block, X, runtime="ort-cpu", cost=EAGER)
     assert [len(names) for names in raced] == [4, 2, 1]
     assert raced[0] > raced[1] > raced[2]
     assert raced[2] < {"first", "second"}  # the large ones
@@ -78,7 +77,7 @@ def test_while_the_network_is_slower_the_layers_that_gain_least_go_back(
 
 def test_what_is_always_slower_stays_as_it_was(monkeypatch: pytest.MonkeyPatch, block: nn.Module) -> None:
     pretend(monkeypatch, [1.01] * 4)
-    lowered = fxprune.lower_stripes(block, X, runtime=OrtCpu(), cost=EAGER)
+    lowered = fxprune.lower_stripes(block, X, runtime="ort-cpu", cost=EAGER)
     assert not any(layer.lowering.parts for layer in lowered.lowered.layers.values())
     assert lowered.lowered.race is None
     assert isinstance(lowered.first, nn.Conv2d)
@@ -96,7 +95,7 @@ def test_layers_are_timed_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -
 
     pretend(monkeypatch, [0.5])
     monkeypatch.setattr(module, "time_lowerings", time_lowerings)
-    lowered = fxprune.lower_stripes(model, X, runtime=OrtCpu(), cost=EAGER)
+    lowered = fxprune.lower_stripes(model, X, runtime="ort-cpu", cost=EAGER)
     written = []
     for module_ in (m for m in lowered.modules() if isinstance(m, StripeConv2d)):
         parts = [
@@ -110,6 +109,6 @@ def test_layers_are_timed_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_runtime_at_hand_decides(block: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.stripes.race.SECONDS", 0.02)
-    lowered = fxprune.lower_stripes(block, X, runtime=OrtCpu(), threads=1)
+    lowered = fxprune.lower_stripes(block, X, runtime="ort-cpu", threads=1)
     assert all(layer.measured is None or min(layer.measured) >= 0 for layer in lowered.lowered.layers.values())
     torch.testing.assert_close(lowered(X), block(X), rtol=1e-4, atol=1e-4)
