@@ -112,8 +112,8 @@ CANDIDATES = (
 
 TEXT = """\
 {model} on {dataset}, from trained weights ({start:.2%}), {epochs} epochs of {images:,} images, learning rate {rate},
-batches of {batch}, seeds {seeds}. Accuracy is the compact network's on all test images: the mean, the standard deviation,
-and over how many seeds.
+batches of {batch}, seeds {seeds}. Accuracy is the compact network's on the test images: the mean, the standard
+deviation, and over how many seeds.
 {runs} runs took {hours:.1f} hours on {threads} thread, torch {torch}.
 
 {table}
