@@ -91,6 +91,23 @@ def test_bench_prints_both_files_and_writes_the_numbers(files: tuple[Path, Path]
         assert f"{timing['median']:.3f}" in result.stdout
 
 
+def test_bench_takes_several_runtimes_and_thread_counts(files: tuple[Path, Path], tmp_path: Path) -> None:
+    result = invoke(
+        "bench", *files, "--runtime", "ort-cpu,torch-cuda-graphs", "--batch", "2", "--threads", "1,2", "--seconds",
+        "0.01", "--layers", "--json", tmp_path / "bench.json",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [(timing["runtime"], timing["threads"]) for timing in found["timings"]] == [
+        ("ort-cpu", threads) for threads in (1, 2) for _ in files
+    ]
+    if not torch.cuda.is_available():
+        assert [each["runtime"] for each in found["not_measured"]] == ["torch-cuda-graphs"]
+        assert "torch-cuda-graphs was not measured: " in result.stdout
+    assert {layer["layer"] for layer in found["layers"]} >= {"0", "2"}
+    assert_refused(invoke("bench", *files, "--runtime", "ort-gpu"), "is not known")
+
+
 def test_bench_refuses_in_one_sentence(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert_refused(invoke("bench", files[0], tmp_path / "none.onnx"), "none.onnx")
     assert_refused(invoke("bench", files[0], files[0]), "given twice")

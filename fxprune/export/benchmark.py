@@ -20,8 +20,10 @@ from fxprune.export.onnx_file import describe_inputs, measure_size, read_file
 from fxprune.export.onnx_macs import count_macs
 from fxprune.export.peak_memory import MemoryMeter
 from fxprune.export.pin_cores import hold_to_cores
+from fxprune.export.profile_networks import Profile, profile_networks
 from fxprune.export.random_inputs import draw_inputs
 from fxprune.export.runtimes.interface import Array, Runtime, Session, TensorInfo
+from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.runtimes.registry import find_runtime
 from fxprune.export.runtimes.torch_eager import TorchEager
 from fxprune.export.turns import take_turns
@@ -62,6 +64,7 @@ def benchmark(
     example_inputs: ExampleInputs | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     pin: bool = True,
+    layers: bool = False,
 ) -> Benchmark:
     """Time networks by name beside each other; the first one is what the others are compared with.
 
@@ -78,6 +81,10 @@ def benchmark(
     speed-up, and for `seconds` a network at the most (for five rounds at the least). With `pin`
     the process is held to as many cores as there are threads meanwhile.
 
+    With `layers`, ONNX Runtime's profiler says for "ort-cpu" what each layer takes, with the first
+    number of threads at the first batch size, and layers of odd width are timed alone beside a
+    narrower self.
+
     Raises ExportError if a file is missing or no ONNX file, the networks take different inputs,
     a batch size does not fit, or no runtime measured anything.
     """
@@ -88,18 +95,23 @@ def benchmark(
     timings: list[Timing] = []
     not_measured: list[NotMeasured] = []
     names: dict[str, str] = {}
+    profile = Profile()
     with _read_networks(networks, example_inputs, input_shapes or {}, batch_sizes) as (read, feeds):
         for label, runtime in found:
             try:
                 names[label] = runtime.name
                 comparison = _Comparison(label, runtime, read, feeds, seconds, precision, pin)
                 timings += comparison.measure(counts)
+                if layers and isinstance(runtime, OrtCpu):
+                    size = batch_sizes[0]
+                    profile = profile_networks({n.name: n.path for n in read}, label, runtime, feeds[size], counts[0])
             except ExportError as error:
                 names.pop(label, None)
                 not_measured.append(NotMeasured(label, str(error)))
     if not timings:
         raise ExportError("\n".join(each.reason if len(not_measured) == 1 else str(each) for each in not_measured))
-    return Benchmark(describe_environment(before, note_moment()), names, tuple(timings), tuple(not_measured))
+    environment = describe_environment(before, note_moment())
+    return Benchmark(environment, names, tuple(timings), tuple(not_measured), *profile)
 
 
 def _check_settings(

@@ -8,6 +8,9 @@ from tabulate import tabulate
 
 from fxprune.export.environment import Environment
 
+MOST_LAYERS = 12
+"""Layers in the text; JSON has all of them."""
+
 _HEADERS = (
     "runtime", "threads", "batch", "model", "MB", "peak MB", "median ms", "quartiles", "p95", "samples/s", "speed-up",
     "95% interval", "efficiency",
@@ -175,9 +178,10 @@ def _format_layers(layers: tuple[LayerTime, ...]) -> list[str]:
             "-" if layer.efficiency is None else f"{layer.efficiency:.2f}",
             f"{layer.lost:.3f}",
         )
-        for layer in layers
+        for layer in layers[:MOST_LAYERS]
     ]
-    return ["", tabulate(rows, headers=headers, disable_numparse=True, colalign=_align(headers, 0, 1))]
+    table = tabulate(rows, headers=headers, disable_numparse=True, colalign=_align(headers, 0, 1))
+    return ["", f"where time is lost, the {len(rows)} first of {len(layers)} layers:", table]
 
 
 def _align(headers: tuple[str, ...], *left: int) -> list[str]:

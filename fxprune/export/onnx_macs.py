@@ -20,12 +20,25 @@ SMALL = 1024
 class Work(NamedTuple):
     """A node that multiplies and adds."""
 
-    name: str
-    op: str
-    output: str  # the name of its first output
+    node: ir.Node
     weight: str | None  # the stored tensor that it multiplies with, None if both operands are computed
     shapes: tuple[Shape, ...]  # of both operands, the weight second, and of the output
     macs: int  # multiply-accumulates of one run
+
+    @property
+    def name(self) -> str:
+        """Return the node's name."""
+        return self.node.name or ""
+
+    @property
+    def op(self) -> str:
+        """Return the kind of operation."""
+        return self.node.op_type
+
+    @property
+    def output(self) -> str:
+        """Return the name of the node's first output."""
+        return self.node.outputs[0].name or ""
 
 
 def count_macs(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> list[Work]:
@@ -48,8 +61,7 @@ def count_macs(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> l
         first, second = _get_operands(node)
         shapes = tuple(_read_shape(value, node) for value in (first, second, node.outputs[0]))
         macs = _RULES[node.op_type](node, *shapes)
-        output = node.outputs[0].name or ""
-        found.append(Work(node.name or "", node.op_type, output, origins.get(second.name), shapes, macs))
+        found.append(Work(node, origins.get(second.name), shapes, macs))
     return found
 
 

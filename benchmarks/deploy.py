@@ -1,0 +1,170 @@
+"""Whether half of the multiply-accumulates is half of the time, on ONNX Runtime CPU, beside what else one could do.
+
+    python benchmarks/deploy.py [--only resnet50 vit_b_16] [--shares 0.5 0.25] [--seconds 10] [--out runs/deploy.jsonl]
+
+Each case is one model at one share. Timed in turns in one run, exported by the same exporter: the dense network;
+`fxprune.prune` with `Macs(share, align=16)`; the uniformly narrower dense network of as many multiply-accumulates; and
+Torch-Pruning's MagnitudePruner at the ratio that leaves as many, with its default widths and with `round_to=16`.
+Weights are random. A case that stands in the file is not run again; the table at the end is made of all that do.
+
+Efficiency is the speed-up over the reduction of multiply-accumulates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning
+import torchvision
+from narrow_networks import BUILDERS, narrow
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fxprune
+from fxprune.export.measurements import Benchmark
+
+CONVOLUTIONAL = ("vgg16_bn",)
+"""Networks of which the convolutions are timed: their linear layers read each weight once, at the speed of memory."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25])
+    parser.add_argument("--runtimes", nargs="*", default=["ort-cpu"])
+    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images (ViT takes 224 only)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="most measuring time, a network and setting")
+    parser.add_argument("--layers", action="store_true", help="profile the layers, too; they stand in the file")
+    parser.add_argument("--out", type=Path, default=Path("runs/deploy.jsonl"))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(record["model"], record["share"]) for record in read_records(options.out)}
+    cases = [(name, share) for name in options.only for share in options.shares if (name, share) not in done]
+    for name, share in tqdm(cases, leave=False):
+        record = run_case(name, share, options)
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(format_table([record]), flush=True)
+    print(format_table(read_records(options.out)))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def run_case(name: str, share: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Make all networks of a case, and time them in one run."""
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, options.size, options.size)
+    model = build_dense(name)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "dense": lambda: model,
+        "fxprune": lambda: prune(model, image, share),
+        "narrower": lambda: take_part(name, narrow(name, share, image)),
+        "Torch-Pruning": lambda: prune_with_other(model, image, share, None),
+        "Torch-Pruning, 16": lambda: prune_with_other(model, image, share, 16),
+    }
+    networks, seconds, failed = {}, {}, {}
+    for kind, make in makers.items():
+        start = time.perf_counter()
+        try:
+            networks[kind] = make()
+        except Exception as error:  # whatever its reason, it is told in the table
+            if "Torch-Pruning" not in kind:
+                raise
+            failed[kind] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        seconds[kind] = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {
+            kind: fxprune.export.to_onnx(network, image, Path(folder, f"{i}.onnx")).path
+            for i, (kind, network) in enumerate(networks.items())
+        }
+        timed = fxprune.export.benchmark(
+            paths, runtimes=options.runtimes, batch_sizes=options.batch, threads=options.threads,
+            seconds=options.seconds, layers=options.layers,
+        )  # fmt: skip
+    found = json.loads(timed.to_json())
+    return {"model": name, "share": share, "size": options.size, "made in": seconds, "failed": failed, "timed": found}
+
+
+def build_dense(name: str) -> nn.Module:
+    model = torchvision.models.get_model(name, weights=None)
+    for module in model.modules():  # torchvision's ViT begins with a head of zeros, which would agree with anything
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.02)
+    return take_part(name, model)
+
+
+def take_part(name: str, model: nn.Module) -> nn.Module:
+    """Return the part of a network that is timed."""
+    part = model.features if name in CONVOLUTIONAL else model
+    assert isinstance(part, nn.Module)
+    return part.eval()
+
+
+def prune(model: nn.Module, image: Tensor, share: float) -> nn.Module:
+    target = fxprune.Macs(remaining=share, align=16)
+    return fxprune.convert(fxprune.prune(model, image, target=target)).eval()
+
+
+def prune_with_other(model: nn.Module, image: Tensor, share: float, round_to: int | None) -> nn.Module:
+    """Prune with Torch-Pruning by magnitude, at the ratio that leaves the share of multiply-accumulates."""
+    wanted = share * fxprune.export.count(model, image).macs
+    low, high, found = 0.0, 1.0, None
+    for _ in range(8):
+        ratio = (low + high) / 2
+        pruned = prune_at_ratio(model, image, ratio, round_to)
+        macs = fxprune.export.count(pruned, image).macs
+        low, high = (ratio, high) if macs > wanted else (low, ratio)
+        if found is None or abs(macs - wanted) < found[0]:
+            found = abs(macs - wanted), pruned
+    assert found is not None
+    return found[1]
+
+
+def prune_at_ratio(model: nn.Module, image: Tensor, ratio: float, round_to: int | None) -> nn.Module:
+    copied = copy.deepcopy(model)
+    last = [m for m in copied.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    heads = {m: m.num_heads for m in copied.modules() if isinstance(m, nn.MultiheadAttention)}
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        copied, image, importance=torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=ratio,
+        ignored_layers=[last], round_to=round_to, num_heads=heads,
+    )  # fmt: skip
+    pruner.step()
+    with torch.no_grad():
+        copied(image)
+    return copied.eval()
+
+
+def format_table(records: list[dict[str, Any]]) -> str:
+    """Format a line a network and setting, in Markdown, with the efficiency of each."""
+    headers = ["model", "share", "threads", "batch", "network", "MACs left", "ms", "speed-up (95%)", "efficiency"]
+    rows: list[list[Any]] = []
+    for record in records:
+        timings = Benchmark.from_json(json.dumps(record["timed"])).timings
+        dense = timings[0].macs or 0
+        for t in timings:
+            left = f"{(t.macs or 0) / dense:.1%}" if dense else "-"
+            speedup = f"{t.speedup:.2f} ({t.speedup_low:.2f} to {t.speedup_high:.2f})"
+            efficiency = "-" if t.efficiency is None else f"{t.efficiency:.2f}"
+            head = [record["model"], record["share"], t.threads, t.batch_size]
+            rows.append([*head, t.name, left, f"{t.median:.2f}", speedup, efficiency])
+        rows += [[record["model"], record["share"], "", "", kind, why] for kind, why in record["failed"].items()]
+    return tabulate(rows, headers, tablefmt="github")
+
+
+if __name__ == "__main__":
+    main()
