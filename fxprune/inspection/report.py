@@ -11,6 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from fxprune.passes.find_pins import PinnedBy
+from fxprune.stripes.step import LoweredLayer, show_layers
 
 MOST_GROUPS = 100
 """How many groups the table shows; JSON has all."""
@@ -107,6 +108,7 @@ class Inspection:
     rows: int  # of all weights of contractions
     prunable_rows: int
     layers: tuple[Layer, ...] = field(repr=False)
+    stripes: dict[str, LoweredLayer] = field(default_factory=dict)  # of convolutions that have dead ones, by weight
 
     @property
     def units(self) -> int:
@@ -115,7 +117,7 @@ class Inspection:
 
     def to_json(self) -> str:
         """Return all fields as JSON, nothing abbreviated."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return json.dumps(dataclasses.asdict(self), indent=2, default=list)  # ranges are lists
 
     def write_picture(self, path: str | Path) -> None:
         """Write the graph, groups in colour, as `.dot`, or as `.svg` or `.png` with Graphviz's program `dot`.
@@ -137,6 +139,7 @@ class Inspection:
             self._show_groups(),
             self._show_unprunable(),
             self._show_pins(),
+            show_layers(self.stripes) if self.stripes else "",
         ]
         if self.untraced:
             parts.append("not traced\n" + "\n".join(f"{path}: {why}" for path, why in self.untraced.items()))

@@ -19,7 +19,7 @@ ROUNDS = 5
 
 
 def time_layers(
-    layers: Iterable[LayerGraph], *, runtime: Runtime | None = None, threads: int = 1, seconds: float = 0.15
+    layers: Iterable[LayerGraph], *, runtime: Runtime | None = None, threads: int = 1, seconds: float = 0.1
 ) -> dict[LayerGraph, float]:
     """Give the milliseconds that each layer takes, its surroundings taken off.
 

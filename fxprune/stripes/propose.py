@@ -3,7 +3,7 @@
 Filters start apart by their patterns, and two groups at a time are joined, those for which that costs least; once with
 one smaller kernel a group and once with sums. Of each parting there is a second form, in which filters move to larger
 kernels until the widths of groups are whole multiples of what the runtime computes at a time. The cheapest by the cost
-model are proposed, of each kind.
+model are proposed, of each kind one with such widths and one without.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Cover = tuple[tuple[Rectangle, ...], float]
 MOST_GROUPS = 24
 """Joining begins with so many groups; rarer patterns go to the group whose kernel grows least."""
 
-MOST_PROPOSED = 2
-"""So many of each kind are proposed."""
+MOST_PROPOSED = 5
+"""So many are proposed beside dense."""
 
 
 class Proposal(NamedTuple):
@@ -49,9 +49,10 @@ def find_patterns(weight: Tensor) -> list[Pattern]:
 def propose(
     layer: Layer, patterns: list[Pattern], model: CostModel, is_free: bool, kinds: Collection[Kind]
 ) -> list[Proposal]:
-    """List dense, first, and the cheapest lowerings of each of these kinds, the cheapest one of all in front.
+    """List dense, and then the cheapest lowerings of these kinds, the cheapest one in front.
 
-    `is_free`: whether the order of the output channels may change.
+    They differ in kind, or in whether all their widths are whole multiples. `is_free`: whether the order of the output
+    channels may change.
     """
     dense = Proposal(Lowering(()), count_part(layer, model, layer.rows, (layer.whole,)))
     found: dict[Lowering, float] = {}
@@ -61,8 +62,12 @@ def propose(
             if [part.rectangles for part in lowering.parts] != [(layer.whole,)]:
                 found[lowering] = cost
     ranked = sorted((Proposal(*each) for each in found.items()), key=lambda proposal: proposal.cost)
-    best = [[p for p in ranked if p.lowering.kind == kind][:MOST_PROPOSED] for kind in kinds]
-    return [dense, *sorted(itertools.chain(*best), key=lambda proposal: proposal.cost)]
+    best: dict[tuple[Kind, bool], Proposal] = {}
+    for proposal in ranked:
+        whole = all(len(part.filters) % model.align == 0 for part in proposal.lowering.parts)
+        if proposal.lowering.kind in kinds:
+            best.setdefault((proposal.lowering.kind, whole), proposal)
+    return [dense, *list(best.values())[:MOST_PROPOSED]]
 
 
 def part_filters(
