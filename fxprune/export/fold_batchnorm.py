@@ -62,6 +62,8 @@ def fold_batchnorm(model: ir.Model) -> Folding:
             continue
         for absorber in absorbers:
             absorb_affine(absorber)
+            value = absorber.node.outputs[0]
+            value.name = f"{value.name}_scaled"  # no longer what the model computes under this name
         bypass(node)
         folded.append(name)
     return Folding(tuple(folded), tuple(kept))

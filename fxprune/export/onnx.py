@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, get_args
 
 import onnx
 import torch
@@ -20,20 +21,20 @@ from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
 from fxprune.export.fold_pad import fold_pads
 from fxprune.export.graph_constants import get_input, read_constant
+from fxprune.export.half import convert_to_half
 from fxprune.export.interface import ExampleInputs, flatten_outputs, read_inputs
 from fxprune.export.lift_activations import lift_activations
 from fxprune.export.metadata import describe_model
 from fxprune.export.runtimes.interface import Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.slice_splits import slice_splits
-from fxprune.export.translate import Axes, choose_axes, silence, translate
+from fxprune.export.translate import OPSET, Axes, choose_axes, silence, translate
 from fxprune.export.verify import Verification, compare
-
-OPSET = 18
-"""The opset that torch's translations are written in: nothing is converted, and every runtime reads it."""
 
 ONE_FILE_LIMIT = 2_000_000_000
 """Bytes of weights that fit into one file: protobuf refuses messages of 2 GiB."""
+
+Precision = Literal["fp32", "fp16"]
 
 OLDEST_OPSET, NEWEST_OPSET = 11, onnx.defs.onnx_opset_version()
 
@@ -63,6 +64,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     opset: int = OPSET,
+    precision: Precision = "fp32",
     dynamic_batch: bool = True,
     dynamic_axes: Axes | None = None,
     verify: bool = True,
@@ -74,7 +76,8 @@ def to_onnx(
     Every input whose first dimension is the batch of the first one gets a dynamic batch; other
     dimensions are opened by `dynamic_axes={"x": {2: "height", 3: "width"}}`. Inputs are named as
     in forward's signature, outputs by their keys and fields. Weights of more than 2 GB go into
-    a file of the same name with ".data" at the end. The metadata hold fxprune's version, of a
+    a file of the same name with ".data" at the end. With `precision="fp16"` weights and values
+    are float16, and inputs and outputs stay what they are. The metadata hold fxprune's version, of a
     converted model its plan's digest, method and target, and a digest over every byte, by
     which `verify` and `benchmark` refuse a damaged file.
 
@@ -88,6 +91,8 @@ def to_onnx(
     destination = Path(path)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset={opset}: this version of onnx has the opsets {OLDEST_OPSET} to {NEWEST_OPSET}.")
+    if precision not in get_args(Precision):
+        raise ExportError(f"precision={precision!r}: give 'fp32', the model's own, or 'fp16'.")
     with _create_workplace(destination) as workplace, no_trace():
         inputs = read_inputs(model, example_inputs)
         copy = copy_for_evaluation(model)
@@ -97,12 +102,14 @@ def to_onnx(
         axes = choose_axes(inputs, dynamic_batch, dynamic_axes)
         graph = translate(copy, inputs, output_names, opset, axes).model
         folding = _simplify(graph)
+        if precision == "fp16":
+            graph = convert_to_half(graph)
         graph.metadata_props.update(describe_model(model))
         draft = workplace / destination.name
         _write(graph, draft)
         verification = None
         if verify:
-            verification = compare(copy, _load(draft), inputs, tolerance)
+            verification = compare(copy, draft, _load(draft), inputs, tolerance)
             _require_agreement(verification, type(model).__name__)
         _publish(workplace, destination)
     return OnnxFile(destination, destination.stat().st_size, opset, inputs.names, output_names, folding, verification)
@@ -183,12 +190,13 @@ def _load(draft: Path) -> Session:
 def _require_agreement(verification: Verification, name: str) -> None:
     if verification.passed:
         return
-    worst = verification.worst
+    worst, first = verification.worst, verification.first_difference
+    where = "" if first is None else f"; the first node that differs is {first}"
     raise ExactnessError(
         f"the exported {name} does not compute what the model computes: {worst.name} differs by {worst.difference:.2g} "
         f"where it varies by {worst.variation:.2g}, an error of {worst.error:.2g} above the tolerance of "
-        f"{verification.tolerance:g}, and the model's own rounding error is {worst.rounding:.2g}; nothing was written. "
-        "Pass verify=False to keep the file and look into it."
+        f"{verification.tolerance:g}, and the model's own rounding error is {worst.rounding:.2g}{where}; nothing was "
+        "written. Pass verify=False to keep the file and look into it."
     )
 
 

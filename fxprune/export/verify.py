@@ -1,60 +1,22 @@
 """Does an ONNX file compute what the model computes?"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import ExportError, GuardViolated
+from fxprune.errors import ExportError
+from fxprune.export.check_outputs import OutputCheck, check_outputs
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
+from fxprune.export.find_difference import find_first_difference
 from fxprune.export.interface import ExampleInputs, Inputs, flatten_outputs, read_inputs
 from fxprune.export.runtimes.interface import Array, Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
-
-ROUNDING_FACTOR = 4
-"""How many times the model's own rounding error the file may differ: each has its own, in another order of sums."""
-
-ROUNDING_LIMIT = 1e-2
-"""The largest error that rounding excuses."""
-
-VACUOUS = 1e-6
-"""An output that varies by less than this share of its magnitude says nothing about the model."""
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """One output of the file beside the model's.
-
-    `difference` is max |file - model|, `variation` the largest range that an element has over
-    the samples, and `error` their quotient. Where the output does not vary (`is_vacuous`) the
-    error is relative to its magnitude, and agreement shows little. For integers and booleans
-    `error` is the share of elements that differ. `argmax_agreement` is the share of samples
-    with the same argmax, for outputs of two dimensions only. `rounding` is the error of the
-    model itself against a float64 copy, measured only where `error` is above the tolerance.
-    """
-
-    name: str
-    error: float
-    difference: float
-    variation: float
-    is_vacuous: bool
-    argmax_agreement: float | None
-    rounding: float = 0.0
-
-    def is_within(self, tolerance: float) -> bool:
-        """Say whether the error is within the tolerance, or else explained by the model's own rounding."""
-        return self.error <= max(tolerance, min(ROUNDING_FACTOR * self.rounding, ROUNDING_LIMIT))
-
-    def __str__(self) -> str:
-        """Return one line."""
-        scale = "but it does not vary with the input" if self.is_vacuous else f"it varies by {self.variation:.2g}"
-        argmax = "" if self.argmax_agreement is None else f", same argmax in {self.argmax_agreement:.1%}"
-        rounding = f", the model's own rounding error is {self.rounding:.1e}" if self.rounding else ""
-        return f"{self.name}: error {self.error:.1e} (differs by {self.difference:.1e}, {scale}{argmax}{rounding})"
+from fxprune.export.samples import draw_batches, draw_sizes
 
 
 @dataclass(frozen=True)
@@ -64,6 +26,8 @@ class Verification:
     outputs: tuple[OutputCheck, ...]
     batch_sizes: tuple[int, ...]
     tolerance: float
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()  # of the inputs, in runs at other sizes than the example's
+    first_difference: str | None = None  # the node of the file that is wrong, where it is and one was found
 
     @property
     def worst(self) -> OutputCheck:
@@ -88,56 +52,85 @@ class Verification:
         elif self.worst.error > self.tolerance:
             verdict = "agrees with the model up to rounding"
         head = f"{verdict} at batch sizes {', '.join(str(size) for size in self.batch_sizes)}"
-        return "\n".join([head, *(f"  {output}" for output in self.outputs)])
+        if self.shapes:
+            head += f", and inputs of {', '.join(_spell(shapes) for shapes in self.shapes)}"
+        lines = [head, *(f"  {output}" for output in self.outputs)]
+        if self.first_difference is not None:
+            lines.append(f"  the first node that differs is {self.first_difference}")
+        return "\n".join(lines)
+
+
+def _spell(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " with ".join("x".join(str(size) for size in shape) for shape in shapes)
 
 
 def verify(
-    model: nn.Module, path: str | os.PathLike[str], example_inputs: ExampleInputs, *, tolerance: float = 1e-4
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: ExampleInputs,
+    *,
+    more_inputs: Iterable[ExampleInputs] = (),
+    tolerance: float = 1e-4,
 ) -> Verification:
     """Compare an ONNX file on ONNX Runtime's CPU kernels with the model in eval mode on the CPU.
 
-    The example inputs are run as given, and random ones of their shape and spread at batch
-    sizes 1, 2 and the example's (the example's only, where the file fixes the batch). Tensors
-    are matched by name where the file has the model's names, else by position.
+    The example inputs and `more_inputs` are run as given, and random ones of the example's shape
+    and spread: at batch sizes 1, 2 and the example's (the example's only, where the file fixes
+    the batch), and with each dimension that the file leaves open halved, or doubled, where the
+    model takes that. Tensors are matched by name where the file has the model's names, else by
+    position.
 
     Very deep networks and half precision amplify rounding: an output beyond the tolerance is
-    accepted if the model itself differs from a float64 copy by a quarter as much.
+    accepted if the model itself, in the file's precision, differs from a float64 copy by a
+    quarter as much. If one is not accepted, the first node that differs is looked for.
 
-    The model stays as it is, random state included. Raises ExportError if the file is no ONNX
-    file or has another number of inputs or outputs.
+    The model stays as it is, random state included. Raises ExportError if the file is damaged,
+    is no ONNX file or has another number of inputs or outputs.
     """
+    if not isinstance(model, nn.Module) or not isinstance(path, str | os.PathLike):
+        raise ExportError(
+            "verify takes the model, the file and example inputs, as in verify(model, 'model.onnx', images); it got "
+            f"{type(model).__name__}, {type(path).__name__} and {type(example_inputs).__name__}."
+        )
     session = OrtCpu().load(Path(path), threads=torch.get_num_threads())
     inputs = read_inputs(model, example_inputs)
+    more = [read_inputs(model, each) for each in more_inputs]
     with no_trace():
-        return compare(copy_for_evaluation(model), session, inputs, tolerance)
+        return compare(copy_for_evaluation(model), Path(path), session, inputs, tolerance, more)
 
 
-def compare(model: nn.Module, session: Session, inputs: Inputs, tolerance: float) -> Verification:
+def compare(
+    model: nn.Module, path: Path, session: Session, inputs: Inputs, tolerance: float, more: Sequence[Inputs] = ()
+) -> Verification:
     """Compare a loaded file with a model that is on the CPU and in eval mode; see verify."""
     names = _match_inputs(session, inputs)
-    sizes = (inputs.batch,) if _has_fixed_batch(session, inputs, names) else tuple(sorted({1, 2, inputs.batch}))
-    sizes = tuple(size for size in sizes if size == inputs.batch or _takes(model, inputs, size))
+    described = {info.name: info for info in session.inputs}
+    infos = [described[name] for name in names]
     generator = torch.Generator().manual_seed(0)
-    samples = [inputs.tensors]
-    samples += [tuple(_draw_like(t, generator) for t in inputs.resize_batch(size)) for size in (*sizes, *sizes)]
-    batches = (inputs.batch, *sizes, *sizes)
+    batches = draw_batches(model, inputs, infos, generator)
+    sizes = draw_sizes(model, inputs, infos, generator)
+    given = [(inputs, inputs.tensors), *((each, each.tensors) for each in more)]
+    samples = given + [(inputs, tensors) for tensors in (*batches, *sizes)]
     labels = tuple(info.name for info in session.outputs)
-    expected = [_run_model(model, inputs, tensors, labels) for tensors in samples]
-    found = [session.run({name: t.numpy() for name, t in zip(names, tensors, strict=True)}) for tensors in samples]
-    checks = _check_outputs(labels, expected, found, batches)
-    if all(check.error <= tolerance for check in checks):
-        return Verification(checks, sizes, tolerance)
-    return Verification(_measure_rounding(model, inputs, samples, expected, checks), sizes, tolerance)
+    expected = [_run_model(model, each, tensors, labels) for each, tensors in samples]
+    found = [session.run({n: t.numpy() for n, t in zip(names, tensors, strict=True)}) for _, tensors in samples]
+    checks = check_outputs(labels, expected, found, [_count_samples(tensors) for _, tensors in samples])
+    if not all(check.error <= tolerance for check in checks):
+        checks = _measure_rounding(model, _is_half(path), samples, expected, checks)
+    result = Verification(
+        outputs=checks,
+        batch_sizes=tuple(sorted({_count_samples(tensors) for tensors in batches})),
+        tolerance=tolerance,
+        shapes=tuple(tuple(tuple(tensor.shape) for tensor in tensors) for tensors in sizes),
+    )
+    if result.passed:
+        return result
+    allowed = max(check.allow(tolerance) for check in checks)
+    return replace(result, first_difference=find_first_difference(model, path, names, inputs, allowed))
 
 
-def _takes(model: nn.Module, inputs: Inputs, size: int) -> bool:
-    """Whether a model takes batches of this size: code that decides by the size was traced on one of its ways."""
-    args, kwargs = inputs.rebuild(inputs.resize_batch(size))
-    try:
-        model(*args, **kwargs)
-    except GuardViolated:
-        return False
-    return True
+def _count_samples(tensors: Sequence[Tensor]) -> int:
+    return next((tensor.shape[0] for tensor in tensors if tensor.ndim > 0), 1)
 
 
 def _run_model(model: nn.Module, inputs: Inputs, tensors: Sequence[Tensor], labels: tuple[str, ...]) -> list[Array]:
@@ -150,22 +143,41 @@ def _run_model(model: nn.Module, inputs: Inputs, tensors: Sequence[Tensor], labe
 
 def _measure_rounding(
     model: nn.Module,
-    inputs: Inputs,
-    samples: Sequence[Sequence[Tensor]],
+    is_half: bool,
+    samples: Sequence[tuple[Inputs, tuple[Tensor, ...]]],
     expected: list[list[Array]],
     checks: tuple[OutputCheck, ...],
 ) -> tuple[OutputCheck, ...]:
-    """Add the error of the model itself against a copy in float64, where its code runs in float64 at all."""
-    exact = copy_for_evaluation(model).double()
+    """Add the error of the model itself against a copy in float64, where its code runs in float64 at all.
+
+    For a file in half precision it is that of the model in half precision.
+    """
     labels = tuple(check.name for check in checks)
-    precise = [[t.double() if t.is_floating_point() else t for t in tensors] for tensors in samples]
     try:
-        truth = [_run_model(exact, inputs, tensors, labels) for tensors in precise]
+        truth = _run_in(model, torch.float64, samples, labels)
+        own = _run_in(model, torch.float16, samples, labels) if is_half else expected
     except RuntimeError:  # the code creates tensors of another type, so nothing is known about rounding
         return checks
-    batches = [next((t.shape[0] for t in tensors if t.ndim > 0), 1) for tensors in samples]
-    rounded = _check_outputs(labels, truth, expected, batches)
+    rounded = check_outputs(labels, truth, own, [_count_samples(tensors) for _, tensors in samples])
     return tuple(replace(check, rounding=own.error) for check, own in zip(checks, rounded, strict=True))
+
+
+def _run_in(
+    model: nn.Module,
+    dtype: torch.dtype,
+    samples: Sequence[tuple[Inputs, tuple[Tensor, ...]]],
+    labels: tuple[str, ...],
+) -> list[list[Array]]:
+    """Run a copy of the model in another precision."""
+    copy = copy_for_evaluation(model).to(dtype)
+    cast = [(inputs, [t.to(dtype) if t.is_floating_point() else t for t in tensors]) for inputs, tensors in samples]
+    return [_run_model(copy, inputs, tensors, labels) for inputs, tensors in cast]
+
+
+def _is_half(path: Path) -> bool:
+    """Whether a file computes in half precision: its weights are."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in tensors)
 
 
 def _match_inputs(session: Session, inputs: Inputs) -> tuple[str, ...]:
@@ -174,74 +186,3 @@ def _match_inputs(session: Session, inputs: Inputs) -> tuple[str, ...]:
     if len(names) != len(inputs.names):
         raise ExportError(f"the file takes the inputs {names}, example_inputs hold {inputs.names}.")
     return inputs.names if set(names) == set(inputs.names) else names
-
-
-def _has_fixed_batch(session: Session, inputs: Inputs, names: tuple[str, ...]) -> bool:
-    shapes = {info.name: info.shape for info in session.inputs}
-    return any(inputs.is_batched(index) and shapes[name][:1] != (None,) for index, name in enumerate(names))
-
-
-def _draw_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a tensor of the same shape, type and spread; integers stay in the example's range, booleans as they are."""
-    if tensor.is_floating_point():
-        spread = float(tensor.std(correction=0)) or 1.0
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return (noise * spread + float(tensor.mean())).to(tensor.dtype)
-    if tensor.dtype == torch.bool or tensor.numel() == 0:
-        return tensor
-    low, high = int(tensor.min()), int(tensor.max())
-    return torch.randint(low, high + 1, tensor.shape, generator=generator, dtype=tensor.dtype)
-
-
-def _check_outputs(
-    labels: tuple[str, ...], expected: list[list[Array]], found: list[list[Array]], batches: Sequence[int]
-) -> tuple[OutputCheck, ...]:
-    return tuple(
-        _check_output(label, [run[index] for run in expected], [run[index] for run in found], batches)
-        for index, label in enumerate(labels)
-    )
-
-
-def _check_output(name: str, expected: list[Array], found: list[Array], batches: Sequence[int]) -> OutputCheck:
-    if any(want.shape != have.shape for want, have in zip(expected, found, strict=True)):
-        return OutputCheck(name, float("inf"), float("inf"), 0.0, False, None)
-    argmax = _compare_argmax(expected, found) if expected[0].ndim == 2 else None
-    if not np.issubdtype(expected[0].dtype, np.inexact):
-        differing = sum(int((want != have).sum()) for want, have in zip(expected, found, strict=True))
-        share = differing / max(1, sum(want.size for want in expected))
-        return OutputCheck(name, share, share, 1.0, _measure_variation(expected, batches) == 0, argmax)
-    difference = max(_measure_difference(want, have) for want, have in zip(expected, found, strict=True))
-    variation = _measure_variation(expected, batches)
-    magnitude = max((float(np.abs(_drop_nonfinite(want)).max(initial=0.0)) for want in expected), default=0.0)
-    is_vacuous = variation <= VACUOUS * magnitude
-    scale = (magnitude or 1.0) if is_vacuous else variation
-    return OutputCheck(name, difference / scale, difference, variation, is_vacuous, argmax)
-
-
-def _measure_difference(want: Array, have: Array) -> float:
-    """Return max |want - have|; a NaN equals a NaN, and nothing else."""
-    equal = (want == have) | (np.isnan(want) & np.isnan(have))
-    with np.errstate(invalid="ignore"):
-        difference = np.where(equal, 0.0, np.abs(want.astype(np.float64) - have))
-    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0.0))
-
-
-def _measure_variation(runs: list[Array], batches: Sequence[int]) -> float:
-    """Return the largest range that an element has over all samples (over runs, where there is no batch)."""
-    arrays = [_drop_nonfinite(run) for run in runs]
-    if all(array.shape[:1] == (batch,) for array, batch in zip(arrays, batches, strict=True)):
-        shapes = {array.shape[1:] for array in arrays}
-        groups = [np.concatenate([array for array in arrays if array.shape[1:] == shape]) for shape in shapes]
-    else:
-        shapes = {array.shape for array in arrays}
-        groups = [np.stack([array for array in arrays if array.shape == shape]) for shape in shapes]
-    return max(float(np.ptp(group, axis=0).max(initial=0.0)) for group in groups)
-
-
-def _drop_nonfinite(array: Array) -> Array:
-    return np.nan_to_num(array.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _compare_argmax(expected: list[Array], found: list[Array]) -> float:
-    same = [want.argmax(1) == have.argmax(1) for want, have in zip(expected, found, strict=True)]
-    return float(np.concatenate(same).mean())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxprune.errors import ExactnessError, ExportError
 from fxprune.export import fold_batchnorm, to_onnx
 from fxprune.export import onnx as onnx_export
+from fxprune.export.half import convert_to_half
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -270,3 +271,39 @@ def test_an_opset_that_does_not_exist_is_refused(tmp_path: Path, block: nn.Modul
 def test_a_later_opset_is_written(tmp_path: Path, block: nn.Module) -> None:
     file = to_onnx(block, torch.randn(1, 3, 6, 6), tmp_path / "block.onnx", opset=20)
     assert onnx.load(file.path).opset_import[0].version == file.opset == 20
+
+
+def test_fp16_halves_the_file_and_keeps_its_interface(tmp_path: Path, randomise: Randomise) -> None:
+    model = randomise(torchvision.models.squeezenet1_1(num_classes=10))
+    images = torch.randn(2, 3, 64, 64)
+    full = to_onnx(model, images, tmp_path / "full.onnx")
+    half = to_onnx(model, images, tmp_path / "half.onnx", precision="fp16")
+    assert 0.5 < half.size / full.size < 0.51
+    assert half.verification is not None
+    assert half.verification.tolerance < half.verification.worst.error < 4 * half.verification.worst.rounding
+    assert half.verification.worst.argmax_agreement is not None
+    graph = onnx.load(half.path).graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["x", "output"]
+    assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+    assert "Conv" in {node.op_type for node in graph.node}
+
+
+def test_what_half_precision_does_not_explain_is_refused(
+    tmp_path: Path, block: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert_and_damage(graph: object) -> object:
+        converted = convert_to_half(graph)
+        bias = converted.graph.initializers["3.bias"]
+        bias.const_value = onnx_export.ir.tensor(bias.const_value.numpy() * np.float16(1.05))
+        return converted
+
+    monkeypatch.setattr(onnx_export, "convert_to_half", convert_and_damage)
+    with pytest.raises(
+        ExactnessError, match=r"does not compute what the model computes.*Cast output, which reads .*3\.bias"
+    ):
+        to_onnx(block, torch.randn(2, 3, 6, 6), tmp_path / "block.onnx", precision="fp16")
+
+
+def test_other_precisions_are_refused(tmp_path: Path, block: nn.Module) -> None:
+    with pytest.raises(ExportError, match=r"precision='int4': give 'fp32', the model's own, or 'fp16'"):
+        to_onnx(block, torch.randn(1, 3, 6, 6), tmp_path / "block.onnx", precision="int4")

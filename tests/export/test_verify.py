@@ -105,3 +105,41 @@ def test_another_number_of_inputs_or_outputs_is_refused(file: Path) -> None:
 def test_an_output_of_another_shape_differs(file: Path) -> None:
     verification = verify(nn.Flatten(), file, torch.randn(3, 3, 6, 6))
     assert not verification.passed
+
+
+def test_other_image_sizes_are_tried_where_the_file_leaves_them_open(block: nn.Module, tmp_path: Path) -> None:
+    axes = {"input": {2: "height", 3: "width"}}
+    file = to_onnx(block, torch.randn(2, 3, 12, 8), tmp_path / "open.onnx", dynamic_axes=axes)
+    assert file.verification is not None
+    assert file.verification.shapes == (((2, 3, 6, 8),), ((2, 3, 12, 4),), ((2, 3, 6, 4),))
+    assert "and inputs of 2x3x6x8, 2x3x12x4, 2x3x6x4" in str(file.verification)
+
+
+def test_a_size_that_the_model_refuses_is_doubled_instead(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
+    file = to_onnx(model, torch.randn(2, 3, 6, 12), tmp_path / "open.onnx", dynamic_axes={"input": {2: "height"}})
+    assert file.verification is not None
+    assert file.verification.shapes == (((2, 3, 12, 12),),)
+
+
+def test_inputs_of_the_user_are_compared_too(block: nn.Module, file: Path) -> None:
+    class Changed(nn.Module):
+        """The same but for images of ones."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.block(input) + (input == 1).all()
+
+    assert verify(Changed(), file, torch.randn(3, 3, 6, 6)).passed
+    ones = torch.ones(1, 3, 6, 6)
+    assert not verify(Changed(), file, torch.randn(3, 3, 6, 6), more_inputs=[ones]).passed
+
+
+def test_arguments_in_another_order_are_refused(block: nn.Module, file: Path) -> None:
+    images = torch.randn(3, 3, 6, 6)
+    for arguments in ((file, block, images), (block, images, file)):
+        with pytest.raises(ExportError, match=r"takes the model, the file and example inputs, as in .* it got"):
+            verify(*arguments)
