@@ -40,6 +40,13 @@ def seal_file(path: Path, weights: Path | None = None) -> None:
     path.write_bytes(b"".join(seal(blob, _DIGEST_FIELD)))
 
 
+def seal_proto(proto: onnx.ModelProto, path: Path, version: str) -> None:
+    """Write a graph that another tool made of a file of ours, under a digest of its own."""
+    proto.producer_name, proto.producer_version = PRODUCER, version
+    onnx.helper.set_model_props(proto, {**_read_metadata(proto), DIGEST: EMPTY.decode()})
+    path.write_bytes(b"".join(seal(proto.SerializeToString(), _DIGEST_FIELD)))
+
+
 def check_file(path: Path) -> None:
     """Refuse a file that is missing, damaged, no ONNX file, or that refers to files outside of its folder.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -112,6 +113,8 @@ def flatten_outputs(outputs: Any) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
 def _split_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
+    if isinstance(example_inputs, np.ndarray):
+        return (example_inputs,), {}
     if isinstance(example_inputs, dict):
         return (), example_inputs
     if isinstance(example_inputs, list | tuple):
@@ -124,6 +127,8 @@ def _split_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], di
 
 def _refuse_opaque(name: str, leaf: object) -> None:
     """Refuse an input object whose tensors pytree cannot see: they would become constants of the file."""
+    if isinstance(leaf, np.ndarray):
+        raise ExportError(f"input {name} is a NumPy array; pass torch.from_numpy(...) of it, in the model's precision.")
     if dataclasses.is_dataclass(leaf):
         raise ExportError(
             f"input {name} is a {type(leaf).__name__}, whose tensors the exporter cannot see; "

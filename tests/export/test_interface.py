@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,3 +92,9 @@ def test_names_that_would_coincide_are_numbered() -> None:
 def test_a_model_that_returns_no_tensor_is_refused() -> None:
     with pytest.raises(ExportError, match="returns no tensor but dict"):
         flatten_outputs({"loss": 3.0})
+
+
+def test_numpy_arrays_are_refused_with_the_way_out() -> None:
+    for inputs in (np.ones((2, 3)), (np.ones((2, 3)),), {"input": np.ones((2, 3))}):
+        with pytest.raises(ExportError, match=r"input input is a NumPy array; pass torch.from_numpy"):
+            read_inputs(nn.Linear(3, 2), inputs)
