@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.interface import ExampleInputs, read_inputs
+from fxprune.passes.guess_inputs import guess_inputs
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,16 @@ class Cost:
         return f"{self.parameters / 1e6:.3f} M parameters, {self.macs / 1e6:.3f} M multiply-accumulates a sample"
 
 
-def count(model: nn.Module, example_inputs: ExampleInputs) -> Cost:
+def count(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Cost:
     """Count parameters (shared ones once) and the multiply-accumulates of one forward pass in eval mode.
 
     Multiply-accumulates are those of convolutions, matrix products and attention, divided by
-    the batch size of the example inputs. The model stays as it is, random state included.
+    the batch size of the example inputs, which are made from the first layer unless given. The
+    model stays as it is, random state included. Raises TraceError if none can be made.
     """
+    if example_inputs is None:
+        args, kwargs = guess_inputs(model)
+        example_inputs = kwargs or args
     inputs = read_inputs(model, example_inputs)
     args, kwargs = inputs.rebuild(inputs.tensors)
     copy = copy_for_evaluation(model)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.errors import TraceError
 from fxprune.export import count
 
 
@@ -45,3 +46,10 @@ def test_the_model_and_the_random_state_stay(block: nn.Module) -> None:
     assert torch.equal(block[1].running_mean, statistics)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_without_inputs_some_are_made_or_asked_for() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert count(model) == count(model, torch.zeros(1, 3, 224, 224))
+    with pytest.raises(TraceError, match="pass example_inputs"):
+        count(nn.ReLU())
