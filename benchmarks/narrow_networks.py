@@ -25,15 +25,14 @@ def narrow(name: str, share: float, image: Tensor) -> nn.Module:
     """
     build = BUILDERS[name]
     wanted = share * fxprune.export.count(build(1.0), image).macs
-    low, high, best = 0.1, 1.0, build(1.0)
-    for _ in range(10):
-        middle = (low + high) / 2
-        model = build(middle)
+    low, high = 0.1, 1.0
+    tried: list[tuple[float, nn.Module]] = []
+    for _ in range(8):
+        model = build((low + high) / 2)
         macs = fxprune.export.count(model, image).macs
-        low, high = (middle, high) if macs < wanted else (low, middle)
-        if abs(macs - wanted) < abs(fxprune.export.count(best, image).macs - wanted):
-            best = model
-    return best.eval()
+        tried.append((abs(macs - wanted), model))
+        low, high = ((low + high) / 2, high) if macs < wanted else (low, (low + high) / 2)
+    return min(tried, key=lambda pair: pair[0])[1].eval()
 
 
 def scale(width: int, factor: float) -> int:
