@@ -47,9 +47,11 @@ class Conversion:
         )
 
 
-def convert_and_compare(prepared: nn.Module, images: Images, ranks: Ranks) -> tuple[nn.Module, Conversion]:
+def convert_and_compare(
+    prepared: nn.Module, images: Images, ranks: Ranks, align: int = 1
+) -> tuple[nn.Module, Conversion]:
     """Convert on the CPU, and run both models on all test images on the device."""
-    compact = fxprune.convert(prepared.cpu())
+    compact = fxprune.convert(prepared.cpu(), align=align)
     models = [model.to(ranks.device).eval() for model in (prepared, compact)]
     precise = [copy.deepcopy(model).double() for model in models]
     sums = torch.zeros(4, dtype=torch.int64, device=ranks.device)

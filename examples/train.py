@@ -71,12 +71,12 @@ def run(recipe: Recipe, place: Place, ranks: Ranks) -> None:
         if phase and resumed is None:
             fxprune.prune(training.model)
             if recipe.tune_compact:
-                training.model, conversion = convert_and_compare(training.model, images, ranks)
+                training.model, conversion = convert_and_compare(training.model, images, ranks, place.align)
                 if ranks.is_first:
                     fxprune.save(training.model, place.out / "pruned.safetensors")
         training.train_phase(phase, conversion, resumed)
     if conversion is None and recipe.method != "none":
-        training.model, conversion = convert_and_compare(training.model, images, ranks)
+        training.model, conversion = convert_and_compare(training.model, images, ranks, place.align)
         correct = conversion.after, conversion.images
     else:
         correct = count_correct(training.model, images.test(), ranks)

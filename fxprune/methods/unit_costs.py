@@ -185,13 +185,7 @@ class UnitCosts(nn.Module):
 
     def _keep_blocks(self, places: Sequence[Tensor]) -> None:
         """Note where blocks end: what is left is a multiple of `align` indexes, and no less than `least` units."""
-        groups = len(self.size)
-        place, number = flatten_places(places)
-        pairs, counts = torch.unique(place * groups + self.group[number], return_counts=True)
-        narrowest = torch.full((groups,), torch.iinfo(torch.int64).max)
-        narrowest.scatter_reduce_(0, pairs % groups, counts // self.size[pairs % groups], "amin")
-        align = torch.full_like(narrowest, self.target.align)
-        self._keep("quantum", align // torch.gcd(align, narrowest))
+        self._keep("quantum", find_quantum(self.group, places, self.target.align))
         group = self.group.sort().values
         position = torch.arange(len(group)) - (self.size.cumsum(0) - self.size)[group]
         left = self.size[group] - position - 1
@@ -200,7 +194,7 @@ class UnitCosts(nn.Module):
         self._keep("end", ((left % self.quantum[group] == 0) & (left >= self.target.least)).nonzero().flatten())
         self._keep("end_group", group[self.end])
         self._keep("end_closed", position[self.end] + 1)
-        ends = torch.bincount(self.end_group, minlength=groups)
+        ends = torch.bincount(self.end_group, minlength=len(self.size))
         self._keep("first_end", ends.cumsum(0) - ends)
         odd = self.size % self.quantum
         self._keep("first_block", torch.where(odd == 0, self.quantum, odd))
@@ -237,6 +231,17 @@ def group_units(units: int, places: Sequence[Tensor]) -> Tensor:
     first = torch.full((int(alike.max()) + 1,), units).scatter_reduce(0, alike, torch.arange(units), "amin")
     groups: Tensor = first.argsort().argsort()[alike]  # in the order of their first units
     return groups
+
+
+def find_quantum(group: Tensor, places: Sequence[Tensor], align: int) -> Tensor:
+    """Give how many units of each group make a multiple of `align` indexes at its narrowest place, [groups]."""
+    size = torch.bincount(group)
+    place, number = flatten_places(places)
+    pairs, counts = torch.unique(place * len(size) + group[number], return_counts=True)
+    narrowest = torch.full((len(size),), torch.iinfo(torch.int64).max)
+    narrowest.scatter_reduce_(0, pairs % len(size), counts // size[pairs % len(size)], "amin")
+    multiple = torch.full_like(narrowest, align)
+    return multiple // torch.gcd(multiple, narrowest)
 
 
 def flatten_places(places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
