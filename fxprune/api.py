@@ -158,8 +158,6 @@ def convert(
         ExactnessError: the outputs differ by more than rounding; the first node that differs is named.
         IntoError: the class of `into` cannot hold the smaller model; the first node that is why is named.
     """
-    if not isinstance(model, nn.Module):
-        raise FxpruneError(f"convert takes a torch.nn.Module, not {type(model).__name__}")
     check_surroundings(model)
     if align < 1:
         raise FxpruneError(f"align={align}: give 1 or more, the number of which widths shall be multiples")
@@ -276,8 +274,6 @@ def check_arguments(
     model: nn.Module, method: Method, target: Target | None, granularity: str, heads: str, shapes: str
 ) -> None:
     """Refuse arguments of the wrong kind before any work."""
-    if not isinstance(model, nn.Module):
-        raise FxpruneError(f"prepare takes a torch.nn.Module, not {type(model).__name__}")
     check_surroundings(model)
     if isinstance(getattr(model, "fxprune", None), Masks):
         raise FxpruneError("this model is prepared already; convert it, or prepare the original again")
@@ -295,12 +291,16 @@ def check_arguments(
         )
     name = type(method).__name__
     if target is not None and not method.takes_target:
-        raise TargetError(f"{name} takes no target: how much it closes follows from its own settings; leave target out")
+        other = f", or give method={method.targeted}" if method.targeted else ""
+        raise TargetError(
+            f"{name} takes no target: how much it closes follows from its own settings; leave target out{other}"
+        )
     if granularity not in GRANULARITIES:
         raise TargetError(f"granularity={granularity!r}: give 'weight', 'stripe' or 'channel'")
     if granularity not in method.granularities:
         known = " or ".join(repr(each) for each in method.granularities)
-        raise TargetError(f"{name} has no granularity={granularity!r}: give {known}")
+        default = "; 'channel' is what prepare takes unless told otherwise" if granularity == "channel" else ""
+        raise TargetError(f"{name} has no granularity={granularity!r}: give {known}{default}")
     if shapes not in ("free", "rectangles"):
         raise TargetError(f"shapes={shapes!r}: give 'free' or 'rectangles'")
     if shapes == "rectangles" and granularity != "stripe":
@@ -319,8 +319,11 @@ def check_into(into: Any) -> None:
         raise FxpruneError("the model has an attribute `report`, where convert puts its own; rename it")
 
 
-def check_surroundings(model: nn.Module) -> None:
-    """Refuse wrapped and sharded models, and inference mode."""
+def check_surroundings(model: Any) -> None:
+    """Refuse what is no model, wrapped and sharded models, and inference mode."""
+    if not isinstance(model, nn.Module):
+        shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise FxpruneError(f"fxprune takes a torch.nn.Module, not {shown}")
     if hasattr(model, "_orig_mod"):
         raise FxpruneError("the model is compiled: pass the one that torch.compile was given, and compile the result")
     for name, module in model.named_modules():

@@ -29,6 +29,10 @@ class OptimizerError(FxpruneError, ValueError):
     """The optimizer does not hold the parameters of the prepared model."""
 
 
+class StateError(FxpruneError, RuntimeError):
+    """A state dict that does not fit the model into which it is loaded."""
+
+
 class ExportError(FxpruneError):
     """The file could not be written, or the runtime refuses it."""
 

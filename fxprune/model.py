@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
+from fxprune.errors import FxpruneError, StateError
+from fxprune.explain import GRAPH_FILE, explain_failure, explain_misfit
 from fxprune.masks import Masks
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -176,6 +179,22 @@ class TracedModel(nn.Module):
         self.user.training = self.training
         return self.user.forward(*args, **kwargs)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as every module does; raises StateError, a RuntimeError, where the state dict does not fit."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            if isinstance(error, FxpruneError) or not isinstance(state_dict, Mapping):
+                raise
+            own = {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+            fits = "of a conversion with the same gates (fxprune.save and fxprune.load keep a converted model)"
+            if isinstance(self, PreparedModel):
+                fits = "of the model that it was prepared from, or of one that was prepared in the same way"
+            reason = explain_misfit(own, state_dict)
+            raise StateError(
+                f"this is no state dict of {self.class_name}: {reason or error}; give one {fits}"
+            ) from error
+
     def _get_name(self) -> str:
         return self.class_name
 
@@ -223,7 +242,13 @@ class RegionForward:
             self.compile()
         training = self.model.get_submodule(self.path).training if self.path else self.model.training
         run: Any = self.run_train if training else self.run_eval
-        return run(self.model, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return run(self.model, *args, **kwargs)
+        try:
+            return run(self.model, *args, **kwargs)
+        except Exception as error:
+            error.add_note(explain_failure(error, self.region.train if training else self.region.eval))
+            raise
 
     def compile(self) -> None:
         """Turn the graphs into functions."""
@@ -253,11 +278,13 @@ class PreparedModel(TracedModel):
         self.fxprune = masks.train(model.training)
         masks.parts = find_parts(self)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Refuse the state of another method or target before anything of it is loaded."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse the state of another method or target before anything is loaded; weights alone leave masks alone."""
         key = f"{prefix}fxprune._extra_state"
         if key in state_dict:
             self.fxprune.set_extra_state(state_dict[key])
+        elif not any(name.startswith(f"{prefix}fxprune.") for name in state_dict):
+            state_dict.update(self.fxprune.state_dict(prefix=f"{prefix}fxprune."))  # it is a copy
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -322,7 +349,7 @@ def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
     """Turn a graph into a function of the model that owns its parameters, and of the graph's inputs."""
     code = graph.python_code("self")
     namespace = dict(code.globals)
-    exec(compile(code.src, "<fxprune graph>", "exec"), namespace)
+    exec(compile(code.src, GRAPH_FILE, "exec"), namespace)
     return namespace["forward"]  # type: ignore[no-any-return]
 
 
@@ -346,7 +373,20 @@ def bind_inputs(graph: fx.Graph, inputs: Inputs) -> list[Any]:
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
-    """Read example inputs: a tensor, a tuple of positional ones, or a dict of keyword ones."""
+    """Read example inputs: a tensor, a tuple of positional ones, or a dict of keyword ones.
+
+    Raises FxpruneError for arrays that are no tensors, and for empty batches.
+    """
+    for leaf in tree_leaves(example_inputs):
+        if type(leaf).__module__.partition(".")[0] == "numpy":
+            raise FxpruneError(
+                f"the example inputs hold a numpy.{type(leaf).__name__}: pass torch.from_numpy(...) of it"
+            )
+        if isinstance(leaf, Tensor) and leaf.dim() and not len(leaf):
+            raise FxpruneError(
+                f"the example inputs hold an empty batch, of shape {tuple(leaf.shape)}, of which nothing can be "
+                "learnt: pass one of two samples, say"
+            )
     if isinstance(example_inputs, dict):
         return (), dict(example_inputs)
     if isinstance(example_inputs, tuple):

@@ -52,6 +52,10 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int | None = No
 
     Raises FxpruneError where there are no batches.
     """
+    if isinstance(batches, (Tensor, dict)):
+        raise FxpruneError(
+            f"recalibrate goes through batches, and a {type(batches).__name__} is one: give a loader, or a list [batch]"
+        )
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from typing import Any
 
 import pytest
@@ -45,6 +47,35 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"model": Reserved(3, 3)}, FxpruneError, "part named `fxprune`"),
     ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, TargetError, "no channel is left to prune"),
     ({"model": nn.ReLU(), "granularity": "weight"}, TargetError, "no weight is left to prune"),
+    ({"exclude": ["*"], "model": build().float()}, TargetError, r"exclude leaves out all \d+ that could be"),
+    ({"model": nn.Conv2d, "example_inputs": None}, FxpruneError, r"takes a torch\.nn\.Module, not the class Conv2d"),
+    (
+        {"method": fxprune.FilterSkeleton()},
+        TargetError,
+        r"no granularity='channel': give 'stripe'; 'channel' is what prepare takes unless",
+    ),
+    (
+        {"method": fxprune.FilterSkeleton(), "granularity": "stripe", "target": fxprune.Sparsity(0.5)},
+        TargetError,
+        r"leave target out, or give method=FilterSkeleton\(delta=None\)",
+    ),
+    (
+        {"target": fxprune.Sparsity(0.5, align=64), "model": build().float()},
+        TargetError,
+        r"largest group has \d+, .* multiples of align=64",
+    ),
+    (
+        {"target": fxprune.Sparsity(0.5, least=64), "model": build().float()},
+        TargetError,
+        r"least=64 of each group stay.*least=0\)",
+    ),
+    (
+        {"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Linear(1, 3))},
+        TargetError,
+        r"no channel is left to prune: .*\(no layer has two\)",
+    ),
+    ({"example_inputs": torch.randn(2, 3, 8, 8).numpy()}, FxpruneError, r"numpy\.ndarray: pass torch\.from_numpy"),
+    ({"example_inputs": torch.randn(0, 3, 8, 8)}, FxpruneError, r"an empty batch, of shape \(0, 3, 8, 8\)"),
 ]
 
 
@@ -113,14 +144,66 @@ def test_an_example_input_is_asked_for_where_none_can_be_made(model: nn.Module) 
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
-def test_weights_of_the_original_load_and_only_our_state_is_missing(granularity: str) -> None:
+def test_weights_of_the_original_load_and_masks_stay_as_they_are(granularity: str) -> None:
     prepared, other = prepare(granularity), build(seed=1).eval()
-    result = prepared.load_state_dict(other.state_dict(), strict=False)
-    assert not result.unexpected_keys
-    assert result.missing_keys
-    assert all(key.startswith("fxprune.") for key in result.missing_keys)
+    weights = other.state_dict()
+    before = {name: copy.deepcopy(t) for name, t in prepared.state_dict().items() if name.startswith("fxprune.")}
+    assert not any(prepared.load_state_dict(weights))
+    nn.ModuleDict({"student": prepared}).load_state_dict({f"student.{name}": t for name, t in weights.items()})
+    torch.testing.assert_close({name: prepared.state_dict()[name] for name in before}, before)
+    assert list(weights) == list(other.state_dict())
     x = varied_images(2, 3, 8)
     torch.testing.assert_close(prepared.eval()(x), other(x), rtol=0, atol=0)
+
+
+WRONG_STATES: list[tuple[dict[str, Any], str]] = [
+    (
+        nn.Linear(2, 3).state_dict(),
+        r"lacks \d+ of \d+ tensors \(0\.weight, .*has 2 that the model lacks \(weight, bias\)",
+    ),
+    ({f"module.{name}": value for name, value in build().state_dict().items()}, "begin with `module.`, which Distrib"),
+    ({**build().state_dict(), "0.bias": torch.zeros(3)}, r"0\.bias has the sizes \(3,\), and \(8,\) here"),
+]
+
+
+@pytest.mark.parametrize(("state", "message"), WRONG_STATES)
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_state_dict_of_something_else_is_refused_in_a_sentence(state, message: str, converted: bool) -> None:
+    model = fxprune.convert(prepare()) if converted else prepare()
+    with pytest.raises(RuntimeError, match=rf"no state dict of Sequential: .*{message}.*give one of "):
+        model.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("x", "note"),
+    [
+        (torch.randn(2, 1, 8, 8).double(), r"raised by conv, in the model's code at .*test_api\.py:\d+ in forward"),
+        (torch.randn(2, 3, 8, 8), r"raised by conv, in .*test_api\.py:\d+ in forward"),
+        ([1, 2], r"raised by conv, in .*test_api\.py:\d+ in forward"),
+    ],
+)
+def test_a_call_that_fails_inside_the_graph_names_the_line_of_the_users_code(x: Any, note: str) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3).double(), nn.Conv2d(8, 2, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.conv(x)))
+
+    prepared = prepare(model=Own())
+    for model in (prepared, fxprune.convert(prepared)):
+        with pytest.raises((RuntimeError, TypeError)) as caught:
+            model(x)
+        assert re.search(note, caught.value.__notes__[0])
+        with pytest.raises(TypeError) as caught:
+            model(x, x)
+        assert caught.value.__notes__ == ["this model was prepared to be called with (x), as its example_inputs were"]
+
+
+def test_one_batch_is_no_loader() -> None:
+    with pytest.raises(FxpruneError, match=r"goes through batches, and a Tensor is one: give a loader, or a list"):
+        fxprune.recalibrate(build(), varied_images(2, 3, 8))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -32,6 +32,7 @@ class Method:
     scored_by: ClassVar[Literal["all", "norms"]] = "all"  # what scores units: all that holds them, or norms' scales
     uniform: ClassVar[bool] = False  # whether every layer loses the same share, whatever the target's scope
     mutes_norms: ClassVar[bool] = False  # whether scale and shift of the norm behind a dead filter are zeroed
+    targeted: ClassVar[str] = ""  # how to ask for this method with a target, where it can do without
 
     @property
     def takes_target(self) -> bool:

@@ -30,6 +30,7 @@ class FilterSkeleton(Method):
     granularities: ClassVar[tuple[str, ...]] = ("stripe",)
     learns: ClassVar[bool] = True
     mutes_norms: ClassVar[bool] = True
+    targeted: ClassVar[str] = "FilterSkeleton(delta=None)"
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0 or (self.delta is not None and not self.delta > 0):

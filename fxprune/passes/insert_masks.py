@@ -88,10 +88,7 @@ def insert_unit_masks(
     if count == 0 and method.scored_by == "norms":
         raise TargetError(f"no channel is left to prune: {type(method).__name__} prunes what a batch norm scales")
     if count == 0:
-        raise TargetError(
-            "no channel is left to prune: all are outputs, excluded, or tied to an op that needs them "
-            f"({'; '.join(str(pin) for pin in list(channels.pins)[:3])})"
-        )
+        raise TargetError(explain_none(model, channels, excluded))
     slices = find_slices(model, channels, numbers)
     if method.scored_by == "norms":
         scales = find_norm_scales(model)
@@ -130,6 +127,17 @@ def insert_unit_masks(
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
     prepared.set_graphs(prepared.graphs)
     return prepared
+
+
+def explain_none(model: TracedModel, channels: Channels, excluded: set[str]) -> str:
+    """Say why no unit of a model can be pruned: what the user excludes, or else what pins most rows."""
+    found = int(number_units(model, channels, set(), None).max()) + 1
+    if found:
+        return f"no channel is left to prune: exclude leaves out all {found} that could be; exclude fewer layers"
+    reasons = [f"{pin.rows} rows: {pin}" for pin in find_pins(channels)[:3]] or ["no layer has two"]
+    return (
+        f"no channel is left to prune: all are outputs of the model, or tied to what needs them ({'; '.join(reasons)})"
+    )
 
 
 def mark_units(count: int, indexes: list[Tensor]) -> Tensor:

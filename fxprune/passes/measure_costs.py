@@ -44,6 +44,7 @@ def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, 
     for name, share in find_own_shares(model, {n for n in made if bool((made[n] >= 0).any())}, target).items():
         own[made[name][made[name] >= 0]] = share
     costs = UnitCosts(int(numbers.max()) + 1, target, list(places.values()), terms, total, own)
+    check_widths(costs)
     check_overrides(costs, made)
     check_reach(target, int(costs.cost(costs.size - costs.most_closed())), costs.total)
     return costs
@@ -126,6 +127,18 @@ def find_own_shares(model: TracedModel, weights: set[str], target: Target) -> di
     return own
 
 
+def check_widths(costs: UnitCosts) -> None:
+    """Refuse a floor under which no group of channels may lose any."""
+    target = costs.target
+    if target.overrides or bool(costs.most_closed().any()):
+        return
+    raise TargetError(
+        f"no channel may close: the largest group has {int(costs.size.max())}, and least={target.least} of each group "
+        f"stay, in multiples of align={target.align}; lower them in the target, such as "
+        f"{type(target).__name__}(0.5, least=0), with which whole layers may close"
+    )
+
+
 def check_overrides(costs: UnitCosts, made: dict[str, Tensor]) -> None:
     """Refuse overrides that ask for less than the floor; `made` are the units that each weight's rows make."""
     for group in (costs.asked - costs.most_closed() >= costs.quantum).nonzero().flatten().tolist():
@@ -141,10 +154,13 @@ def check_reach(target: Target, least: int, total: int) -> None:
     """Refuse a target that cannot be met, where at the least so much of the `total` cost remains."""
     if least <= total - count_closed(total, target.share):
         return
+    floor = f"at channel granularity at least {target.least} of each group of channels stays"
+    if target.align > 1:
+        floor += f", in multiples of {target.align}"
     raise TargetError(
         f"{target} cannot be reached: with everything closed that may close {least / total:.2%} of the {target.cost} "
-        f"remain ({least:,} of {total:,}; at channel granularity at least {target.least} of each group of channels "
-        "stays); ask for less, or leave fewer layers out by exclude, align, least or overrides"
+        f"remain ({least:,} of {total:,}; {floor}); ask for less, or leave fewer layers out by exclude, align, least "
+        "or overrides"
     )
 
 

@@ -111,8 +111,9 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
         raise
     except Exception as error:
         mode = "training" if root.training else "eval"
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise TraceError(
-            f"{type(root).__name__} does not run on the example inputs in {mode} mode: {error} ({find_error(error)}); "
+            f"{type(root).__name__} does not run on the example inputs in {mode} mode: {first} ({find_error(error)}); "
             "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
         ) from error
     for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
