@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 from torch import nn
@@ -40,12 +39,17 @@ def pretend(monkeypatch: pytest.MonkeyPatch, ratios: list[float], favourite: Kin
         size = float(layer.rows * layer.columns)
         return [{"dense": 1.0, favourite: 0.5}.get(lowering.kind, 2.0) * size for lowering in lowerings]
 
+    def write_network(model: nn.Module, _: object, path: Path) -> None:
+        names = {name for name, part in model.named_modules() if isinstance(part, StripeConv2d)}
+        assert bool(names) == (path.stem == "lowered")
+        if names:
+            raced.append(names)
+
     def race(dense: Path, lowered: Path, batch_size: int, *_: object) -> Race:
-        names = {t.name.split(".")[0] for t in onnx.load(lowered).graph.initializer if ".parts." in t.name}
-        raced.append(names)
         ratio = ratios[len(raced) - 1]
         return Race("pretended", 1, batch_size, ratio, ratio - 0.1, ratio + 0.1)
 
+    monkeypatch.setattr(module, "write_network", write_network)
     monkeypatch.setattr(module, "time_lowerings", time_lowerings)
     monkeypatch.setattr(module, "race", race)
     return raced
