@@ -47,3 +47,7 @@ class PlanError(FxpruneError):
 
 class IntoError(FxpruneError):
     """The class of the original cannot hold the converted model; the message names the first node that is why."""
+
+
+class ReportError(FxpruneError):
+    """A report that cannot be made, read or written."""

@@ -1,17 +1,18 @@
 """How many parameters and multiply-accumulates does a model have?"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
-from fxprune.export.interface import ExampleInputs, read_inputs
+from fxprune.export.interface import ExampleInputs, Inputs, read_inputs
 from fxprune.passes.guess_inputs import guess_inputs
 
 
@@ -38,12 +39,46 @@ def count(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Cost
         args, kwargs = guess_inputs(model)
         example_inputs = kwargs or args
     inputs = read_inputs(model, example_inputs)
-    args, kwargs = inputs.rebuild(inputs.tensors)
-    copy = copy_for_evaluation(model)
-    with no_trace(), _without_fused_attention(), FlopCounterMode(display=False, custom_mapping=_EXTRA_RULES) as counter:
-        copy(*args, **kwargs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(parameters, counter.get_total_flops() // (2 * inputs.batch))
+    return Cost(parameters, sum(_count_flops(model, inputs).values()) // (2 * inputs.batch))
+
+
+def count_by_weight(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, int]:
+    """Count the same multiply-accumulates by the parameter that takes part, in the order of the forward pass.
+
+    Products of activations alone, as in attention, stand under "".
+    """
+    inputs = read_inputs(model, example_inputs)
+    return {name: flops // (2 * inputs.batch) for name, flops in _count_flops(model, inputs).items()}
+
+
+def _count_flops(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Count the floating point operations of one forward pass by parameter, known by its storage through all views."""
+    copy = copy_for_evaluation(model)
+    names = {
+        parameter.untyped_storage().data_ptr(): name
+        for name, parameter in copy.named_parameters()
+        if parameter.ndim > 1
+    }
+    found: dict[str, int] = {}
+
+    def note(formula: Callable[..., int]) -> Callable[..., int]:
+        def count_op(*args: Any, **kwargs: Any) -> int:
+            flops = formula(*args, **kwargs)
+            operands = (arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor))
+            name = next((names[place] for place in operands if place in names), "")
+            found[name] = found.get(name, 0) + flops
+            return flops
+
+        count_op._get_raw = True  # type: ignore[attr-defined]  # torch: give tensors, not shapes
+        return count_op
+
+    extra = {op: shape_wrapper(formula) for op, formula in _EXTRA_RULES.items()}
+    rules = {op: note(formula) for op, formula in {**flop_registry, **extra}.items()}
+    args, kwargs = inputs.rebuild(inputs.tensors)
+    with no_trace(), _without_fused_attention(), FlopCounterMode(display=False, custom_mapping=rules):
+        copy(*args, **kwargs)
+    return found
 
 
 @contextmanager

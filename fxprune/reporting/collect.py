@@ -1,0 +1,102 @@
+"""How does a report come from what preparing, converting, exporting and timing gave?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from fxprune.api import Report
+from fxprune.errors import ReportError
+from fxprune.export.cost import count
+from fxprune.export.environment import describe_environment, note_moment
+from fxprune.export.interface import ExampleInputs
+from fxprune.export.measurements import Benchmark
+from fxprune.export.onnx import OnnxFile
+from fxprune.reporting.comparison import Comparison, Network, TrainingPoint
+from fxprune.reporting.layers import compare_layers
+
+
+def report(
+    models: Mapping[str, nn.Module],
+    example_inputs: ExampleInputs,
+    *,
+    files: Mapping[str, OnnxFile] | None = None,
+    benchmark: Benchmark | None = None,
+    accuracy: Mapping[str, float] | None = None,
+    training: str | Path | Iterable[TrainingPoint] = (),
+    commands: Sequence[str] = (),
+) -> Comparison:
+    """Put networks beside each other, by name: what they cost, what was removed, how exact and how fast they are.
+
+    The first model is what the others are compared with, layer by layer with the last one; that one's `report`, as
+    `convert` leaves it, says what went and what stayed. The models stay as they were, random state included.
+
+    Args:
+        models: by name, such as {"dense": model, "compact": compact}.
+        example_inputs: for counting the multiply-accumulates, as for `to_onnx`.
+        files: what `to_onnx` returned, by the same names; there may be more, such as a quantised file.
+        benchmark: what `benchmark` returned for networks of these names.
+        accuracy: between 0 and 1, by name.
+        training: sparsity by epoch, or a CSV file with the columns epoch, sparsity and, if known, accuracy.
+        commands: what repeats all of it.
+
+    Raises:
+        ReportError: fewer than two models, names that fit nothing, or a log that cannot be read.
+    """
+    files, accuracy = files or {}, accuracy or {}
+    if len(models) < 2:
+        raise ReportError("a report compares models: give at least two, such as {'dense': model, 'compact': compact}")
+    timed = {timing.name: timing.size for timing in benchmark.timings} if benchmark is not None else {}
+    names = list(dict.fromkeys([*models, *files, *timed]))
+    for name in accuracy:
+        if name not in names:
+            raise ReportError(f"accuracy names {name!r}; the networks are {', '.join(names)}")
+    costs = {name: count(model, example_inputs) for name, model in models.items()}
+    (first, *_, last) = models.values()
+    conversion = getattr(last, "report", None)
+    moment = note_moment()
+    return Comparison(
+        model=getattr(first, "class_name", type(first).__name__),
+        networks=tuple(
+            Network(
+                name=name,
+                parameters=costs[name].parameters if name in costs else None,
+                macs=costs[name].macs if name in costs else None,
+                file_size=files[name].size if name in files else timed.get(name),
+                verification=files[name].verification if name in files else None,
+                accuracy=accuracy.get(name),
+            )
+            for name in names
+        ),
+        layers=compare_layers(first, last, example_inputs),
+        conversion=conversion if isinstance(conversion, Report) else None,
+        benchmark=benchmark,
+        training=read_log(training) if isinstance(training, str | Path) else tuple(training),
+        environment=benchmark.environment if benchmark is not None else describe_environment(moment, moment),
+        commands=tuple(commands),
+    )
+
+
+def read_log(path: str | Path) -> tuple[TrainingPoint, ...]:
+    """Read a training's log: CSV with the columns epoch, sparsity and perhaps accuracy.
+
+    Where the epochs start anew, in a second phase, they are counted on.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        points: list[TrainingPoint] = []
+        offset = 0.0
+        for row in rows:
+            epoch = float(row["epoch"])
+            if points and offset + epoch <= points[-1].epoch:
+                offset = points[-1].epoch
+            accuracy = float(row["accuracy"]) if row.get("accuracy") else None
+            points.append(TrainingPoint(offset + epoch, float(row["sparsity"]), accuracy))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        reason = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
+        raise ReportError(f"{path}: {reason}; give a CSV file with the columns epoch and sparsity") from error
+    return tuple(points)
