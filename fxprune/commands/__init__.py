@@ -1,1 +1,1 @@
-"""What the commands of `fxprune` do: one small file a command; torch is loaded when one needs it."""
+"""What the commands of `fxprune` do: one small file a command, and what several of them share."""

@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from fxprune.commands.endings import end_in_a_sentence, require_writable
+from fxprune.commands.options import InputSize, Model
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:function.")
-    ],
-    input: Annotated[str | None, typer.Option(metavar="1x3x224x224", help="The size of an input.")] = None,
+    model: Model,
+    input: InputSize = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A layer to leave as it is, or a glob; repeatable.")] = None,
     json: Annotated[Path | None, typer.Option(help="A file to write all of it to.")] = None,
     picture: Annotated[Path | None, typer.Option(help="A .dot, .svg or .png file to draw the groups in.")] = None,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.model import TracedModel
+from fxprune.passes.guess_inputs import guess_inputs
 
 FORMS = "torchvision:NAME, timm:NAME or package.module:function"
 
@@ -120,20 +122,21 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
-def make_inputs(model: nn.Module, name: str, size: str | None) -> Tensor | None:
-    """Make a batch of the size asked for, or else of two at the size that the model was made for.
-
-    None where neither says one: `inspect` then guesses.
-    """
+def make_inputs(model: nn.Module, name: str, size: str | None) -> tuple[Any, ...]:
+    """Make a batch of the size asked for, or else of two at the size that the model was made for, or of its layers."""
     if size is not None:
-        return make_input(model, read_size(size))
+        return (make_input(model, read_size(size)),)
+    if isinstance(model, TracedModel):
+        args, kwargs = model.inputs
+        return (*args, *kwargs.values())
     sizes = getattr(model, "default_cfg", None) if name.startswith("timm:") else None
     if sizes and sizes.get("input_size"):
-        return make_input(model, (2, *sizes["input_size"]))
+        return (make_input(model, (2, *sizes["input_size"])),)
     if name.startswith("torchvision:") and isinstance(find_first_layer(model), nn.Conv2d):
         side = 299 if "inception" in name else 224
-        return make_input(model, (2, 3, side, side))
-    return None
+        return (make_input(model, (2, 3, side, side)),)
+    args, _ = guess_inputs(model)
+    return args
 
 
 def read_size(text: str) -> tuple[int, ...]:

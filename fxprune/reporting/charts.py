@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fxprune.errors import ReportError
 from fxprune.export.measurements import Benchmark, Timing
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.tables import find_compact, name_way
@@ -66,10 +65,7 @@ class Chart(NamedTuple):
 
 
 def draw_charts(comparison: Comparison) -> list[Chart]:
-    """Draw whatever there are data for.
-
-    Raises ReportError where matplotlib is not installed.
-    """
+    """Draw whatever there are data for."""
     charts = []
     if comparison.layers:
         charts.append(
@@ -114,11 +110,9 @@ def draw_charts(comparison: Comparison) -> list[Chart]:
 
 def draw(title: str, caption: str, fill: Callable[[Figure], None], size: tuple[float, float]) -> Chart:
     """Make a figure, let it be filled, and write it."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ReportError("the page's figures need matplotlib; run: pip install 'fxprune[report]'") from error
+    import matplotlib as mpl  # here: an extra, whose absence `require_form` explains
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_visible(False)

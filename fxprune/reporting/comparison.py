@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import cattrs
@@ -14,6 +15,8 @@ from fxprune.errors import ReportError
 from fxprune.export.environment import Environment
 from fxprune.export.measurements import Benchmark
 from fxprune.export.verify import Verification
+
+FORMS = (".html", ".md", ".json")
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,9 @@ class Comparison:
         from fxprune.reporting.html import write_html
         from fxprune.reporting.markdown import write_markdown
 
-        writers = {".html": write_html, ".md": write_markdown, ".json": Comparison.to_json}
         path = Path(path)
-        if path.suffix not in writers:
-            raise ReportError(f"{path}: a report is written as {', '.join(writers)}; give one of these suffixes")
+        require_form(path)
+        writers = {".html": write_html, ".md": write_markdown, ".json": Comparison.to_json}
         text = writers[path.suffix](self)
         try:
             path.write_text(text.rstrip() + "\n", encoding="utf-8")
@@ -105,3 +107,12 @@ class Comparison:
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+
+
+def require_form(path: Path | None, *suffixes: str) -> None:
+    """Refuse a file that could not be written for its suffix, or because a package is missing."""
+    suffixes = suffixes or FORMS
+    if path is not None and path.suffix not in suffixes:
+        raise ReportError(f"{path}: its form follows from the suffix; give {' or '.join(suffixes)}")
+    if path is not None and path.suffix == ".html" and find_spec("matplotlib") is None:
+        raise ReportError("the page's figures need matplotlib; run: pip install 'fxprune[report]'")

@@ -23,7 +23,7 @@ class Figure(NamedTuple):
 
 
 def write_html(comparison: Comparison) -> str:
-    """Return the report as a page; raises ReportError where matplotlib is not installed."""
+    """Return the report as a page; its figures need matplotlib."""
     charts = [chart._replace(svg=Markup(chart.svg)) for chart in draw_charts(comparison)]  # ours, as it is
     return load_page().render(
         title=title_of(comparison),

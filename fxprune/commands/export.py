@@ -1,0 +1,27 @@
+"""`fxprune export`: write a model as a checked ONNX file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxprune.commands.endings import end_in_a_sentence, require_writable
+from fxprune.commands.load_model import load_model, make_inputs
+from fxprune.commands.load_weights import load_weights
+from fxprune.commands.options import InputSize, Model, Trust, Weights
+from fxprune.export.onnx import OPSET, to_onnx
+
+
+def export(
+    model: Model,
+    onnx: Annotated[Path, typer.Option(help="The file to write.")],
+    weights: Weights = None,
+    trust: Trust = False,
+    input: InputSize = None,
+    opset: Annotated[int, typer.Option(help="The version of ONNX's operators.")] = OPSET,
+) -> None:
+    """Write a model, or what fxprune.save wrote of it, as one ONNX file, and compare the file with the model."""
+    with end_in_a_sentence():
+        require_writable(onnx)
+        made = load_weights(load_model(model), weights, trust)
+        typer.echo(to_onnx(made, make_inputs(made, model, input), onnx, opset=opset))

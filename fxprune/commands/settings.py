@@ -1,0 +1,65 @@
+"""Which method, target and lists of numbers do the options of a command mean?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+from fxprune.errors import FxpruneError
+from fxprune.methods.base import Method
+from fxprune.methods.feather import Feather
+from fxprune.methods.gmp import GMP
+from fxprune.methods.rni import RNI
+from fxprune.methods.slimming import UCS, NetworkSlimming
+from fxprune.methods.st3 import ST3
+from fxprune.methods.targets import Macs, Params, Sparsity, Target
+
+Kind = TypeVar("Kind")
+
+TARGETS: Mapping[str, type[Macs | Params | Sparsity]] = {"macs": Macs, "params": Params, "sparsity": Sparsity}
+
+METHODS: Mapping[str, type[Method]] = {
+    "gmp": GMP,
+    "feather": Feather,
+    "st3": ST3,
+    "rni": RNI,
+    "slimming": NetworkSlimming,
+    "ucs": UCS,
+}
+"""Those that reach a target in one go."""
+
+
+def read_target(text: str, align: int) -> Target:
+    """Read a target such as macs=0.5."""
+    name, _, share = text.partition("=")
+    try:
+        return find("--target", name, TARGETS)(float(share), align=align)
+    except ValueError as error:
+        if isinstance(error, FxpruneError):
+            raise
+        raise FxpruneError(
+            f"--target {text}: give a share, as in {' or '.join(f'{n}=0.5' for n in TARGETS)}"
+        ) from error
+
+
+def read_method(text: str) -> Method:
+    """Make a method by its name, with its defaults."""
+    return find("--method", text, METHODS)()
+
+
+def find(option: str, name: str, known: Mapping[str, Kind]) -> Kind:
+    """Look a name up; suggest the nearest."""
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
+    suggestion = f"; did you mean {near[0]}?" if near else ""
+    raise FxpruneError(f"{option} {name} is not known, there are {', '.join(known)}{suggestion}")
+
+
+def read_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers with commas between."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise FxpruneError(f"{option} {text}: give whole numbers with commas between, such as 1,8") from error

@@ -1,0 +1,176 @@
+"""Does `fxprune prune` write what it says, and do `export` and `report` read it again?"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import Run, assert_refused
+from typer.testing import Result
+
+import fxprune
+from fxprune.commands.load_model import load_model
+from fxprune.errors import ExactnessError
+from fxprune.export.measurements import NotMeasured
+from fxprune.reporting.comparison import Comparison
+
+SIZE = "2x3x8x8"
+
+
+class Pruned(NamedTuple):
+    folder: Path
+    result: Result
+    arguments: list[str]
+
+
+@pytest.fixture(scope="module")
+def pruned(run: Run, model_file: str, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    folder = tmp_path_factory.mktemp("pruned")
+    np.savez(folder / "images.npz", images=5 + np.random.default_rng(0).normal(size=(40, 3, 8, 8)))
+    arguments = ["prune", model_file, "--target", "macs=0.5", "--align", "4", "--input", SIZE]
+    arguments += ["--calibrate", str(folder / "images.npz"), "--onnx", str(folder / "compact.onnx")]
+    arguments += [
+        "--save",
+        str(folder / "compact.safetensors"),
+        "--bench",
+        "ort-cpu",
+        "--batch",
+        "1",
+        "--seconds",
+        "0.02",
+    ]
+    arguments += ["--report", str(folder / "report.html"), "--json", str(folder / "result.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["/bin/fxprune", *arguments])
+        return Pruned(folder, run(*arguments), arguments)
+
+
+def test_the_file_is_half_the_model(pruned: Pruned, model_file: str) -> None:
+    assert pruned.result.exit_code == 0, pruned.result.stderr
+    session = onnxruntime.InferenceSession(pruned.folder / "compact.onnx")
+    (scores,) = session.run(None, {"input": np.zeros((3, 3, 8, 8), np.float32)})
+    assert scores.shape == (3, 4)
+    dense, compact = Comparison.from_json((pruned.folder / "result.json").read_text()).networks
+    assert 0.3 * dense.macs < compact.macs <= 0.5 * dense.macs
+
+
+def test_the_saved_model_is_the_one_in_the_file(pruned: Pruned, model_file: str) -> None:
+    compact = fxprune.load(load_model(model_file), pruned.folder / "compact.safetensors").eval()
+    x = 5 + torch.randn(4, 3, 8, 8)
+    session = onnxruntime.InferenceSession(pruned.folder / "compact.onnx")
+    (scores,) = session.run(None, {"input": x.numpy()})
+    torch.testing.assert_close(compact(x), torch.from_numpy(scores), atol=1e-4, rtol=1e-4)
+    widths = {layer.weight.shape[0] for layer in (compact.get_submodule("0"), compact.get_submodule("3"))}
+    assert {width % 4 for width in widths} == {0}
+
+
+def test_calibration_measures_the_users_images(pruned: Pruned, model_file: str) -> None:
+    compact = fxprune.load(load_model(model_file), pruned.folder / "compact.safetensors")
+    with np.load(pruned.folder / "images.npz") as file:
+        images = torch.from_numpy(file["images"]).float()
+    first, norm = compact.get_submodule("0"), compact.get_submodule("1")
+    batches = [first(part).mean((0, 2, 3)) for part in (images[:32], images[32:])]
+    torch.testing.assert_close(norm.running_mean, torch.stack(batches).mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_printed_stands_in_the_page_and_in_the_json(pruned: Pruned) -> None:
+    found = Comparison.from_json((pruned.folder / "result.json").read_text())
+    assert str(found) in pruned.result.stdout
+    page = (pruned.folder / "report.html").read_text()
+    assert f"{found.networks[1].macs:,}" in page
+    assert found.commands == (" ".join(["fxprune", *pruned.arguments]),)
+    assert [timing.name for timing in found.benchmark.timings] == ["dense", "compact"]
+
+
+def test_report_makes_the_other_forms(pruned: Pruned, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("epoch,sparsity\n1,0.25\n2,0.5\n")
+    forms = ["--html", tmp_path / "page.html", "--markdown", tmp_path / "page.md", "--log", tmp_path / "log.csv"]
+    result = run("report", pruned.folder / "result.json", *forms)
+    assert result.exit_code == 0
+    assert result.stdout == pruned.result.stdout
+    assert "Sparsity over training" in (tmp_path / "page.html").read_text()
+    assert "multiply-accumulates" in (tmp_path / "page.md").read_text()
+
+
+def test_report_exits_with_3_where_a_check_had_failed(pruned: Pruned, run: Run, tmp_path: Path) -> None:
+    fields = json.loads((pruned.folder / "result.json").read_text())
+    fields["networks"][1]["verification"]["outputs"][0]["error"] = 1.0
+    (tmp_path / "wrong.json").write_text(json.dumps(fields))
+    result = run("report", tmp_path / "wrong.json")
+    assert result.exit_code == 3
+    assert "differs from the model" in result.stdout
+
+
+def test_a_saved_model_is_exported(pruned: Pruned, run: Run, model_file: str, tmp_path: Path) -> None:
+    weights = pruned.folder / "compact.safetensors"
+    result = run("export", model_file, "--weights", weights, "--onnx", tmp_path / "again.onnx")
+    assert result.exit_code == 0
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    first, second = (
+        onnxruntime.InferenceSession(path).run(None, {"input": x})[0]
+        for path in (pruned.folder / "compact.onnx", tmp_path / "again.onnx")
+    )
+    np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+def test_a_runtime_that_was_not_measured_is_a_failed_check(
+    pruned: Pruned, run: Run, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Comparison.from_json((pruned.folder / "result.json").read_text()).benchmark
+    lacking = replace(found, not_measured=(NotMeasured("openvino", "it is not installed"),))
+    monkeypatch.setattr("fxprune.export.benchmark", lambda *_, **options: lacking)
+    out = ["--onnx", tmp_path / "out.onnx", "--bench", "ort-cpu,openvino"]
+    result = run("prune", model_file, "--target", "sparsity=0.5", "--input", SIZE, *out)
+    assert result.exit_code == 3
+    assert "openvino was not measured: it is not installed" in result.stdout
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_a_conversion_that_differs_exits_with_3(
+    run: Run, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ExactnessError("the outputs differ")
+
+    monkeypatch.setattr("fxprune.convert", fail)
+    result = run("prune", model_file, "--target", "params=0.5", "--input", SIZE, "--onnx", tmp_path / "out.onnx")
+    assert (result.exit_code, result.stderr) == (3, "fxprune: the outputs differ\n")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--target", "latncy=0.5", ["latncy", "macs, params, sparsity"]),
+        ("--target", "macs=half", ["macs=half", "macs=0.5"]),
+        ("--target", "macs=1.5", ["between 0 and 1"]),
+        ("--target", "macs=0.0001", ["cannot be reached"]),
+        ("--method", "fether", ["did you mean feather"]),
+        ("--bench", "ort-gpu", ["ort-gpu", "ort-cpu"]),
+        ("--batch", "1,x", ["whole numbers"]),
+        ("--input", "3x", ["1x3x224x224"]),
+        ("--calibrate", "missing.npz", ["--calibrate missing.npz"]),
+        ("--report", "report.pdf", [".html"]),
+        ("--json", "/no/folder/result.json", ["cannot be written"]),
+        ("--exclude", "layer9", ["layer9"]),
+        ("--weights", "missing.safetensors", ["no such file"]),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(
+    run: Run, model_file: str, tmp_path: Path, option: str, value: str, words: list[str]
+) -> None:
+    given = {"--target": "macs=0.5", "--input": SIZE, "--onnx": str(tmp_path / "out.onnx"), option: value}
+    assert_refused(run("prune", model_file, *(part for pair in given.items() for part in pair)), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_refuses_other_files_in_a_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    assert_refused(run("report", tmp_path / "other.json"), "no JSON of a fxprune report")
+    assert_refused(run("report", tmp_path / "none.json"), "cannot be read")
+    assert_refused(run("report", tmp_path / "other.json", "--html", tmp_path / "page.pdf"), "give .html")
