@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner, Result
 
 import fxprune
-from fxprune.cli import app, main
+from fxprune.cli import main
 from fxprune.errors import ExactnessError
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from tests.commands.running import assert_refused, run
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +25,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return paths
 
 
-def assert_refused(result: Result, sentence: str) -> None:
-    assert result.exit_code == 2
-    assert sentence in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not result.stdout
-
-
 def test_the_version_is_shown() -> None:
-    assert invoke("--version").stdout == f"fxprune {version('fxprune')}\n"
+    assert run("--version").stdout == f"fxprune {version('fxprune')}\n"
 
 
 def test_the_help_names_both_commands() -> None:
-    shown = invoke("--help").stdout
+    shown = run("--help").stdout
     assert "demo" in shown
     assert "bench" in shown
 
@@ -49,9 +38,7 @@ def test_the_help_names_both_commands() -> None:
 def test_the_demo_prints_its_report_and_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("fxprune.demo.run.run_demo", lambda settings: asked.append(settings) or "the report")
-    result = invoke(
-        "demo", "--method", "st3-sigma", "--target", "0.7", "--epochs", "2", "--seed", "5", "--out", tmp_path
-    )
+    result = run("demo", "--method", "st3-sigma", "--target", "0.7", "--epochs", "2", "--seed", "5", "--out", tmp_path)
     assert result.exit_code == 0
     assert result.stdout.startswith("the report\n")
     assert str(tmp_path) in result.stdout
@@ -61,8 +48,8 @@ def test_the_demo_prints_its_report_and_where_the_files_are(tmp_path: Path, monk
 
 
 def test_the_demo_refuses_in_one_sentence(tmp_path: Path) -> None:
-    assert_refused(invoke("demo", "--target", "1.5", "--out", tmp_path), "between 0 and 1")
-    assert_refused(invoke("demo", "--model", "resnet19", "--out", tmp_path), "did you mean")
+    assert_refused(run("demo", "--target", "1.5", "--out", tmp_path), "between 0 and 1")
+    assert_refused(run("demo", "--model", "resnet19", "--out", tmp_path), "did you mean")
 
 
 def test_a_check_that_fails_has_an_exit_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,18 +57,18 @@ def test_a_check_that_fails_has_an_exit_code_of_its_own(tmp_path: Path, monkeypa
         raise ExactnessError("the outputs differ")
 
     monkeypatch.setattr("fxprune.demo.run.run_demo", fail)
-    result = invoke("demo", "--out", tmp_path)
+    result = run("demo", "--out", tmp_path)
     assert result.exit_code == 3
     assert result.stderr == "fxprune: the outputs differ\n"
-    assert "3 a check failed" in " ".join(invoke("demo", "--help").stdout.split())
+    assert "3 a check failed" in " ".join(run("demo", "--help").stdout.split())
 
 
 def test_an_unknown_method_is_a_usage_error() -> None:
-    assert invoke("demo", "--method", "magnitude").exit_code == 2
+    assert run("demo", "--method", "magnitude").exit_code == 2
 
 
 def test_bench_prints_both_files_and_writes_the_numbers(files: tuple[Path, Path], tmp_path: Path) -> None:
-    result = invoke("bench", *files, "--batch", "1,4", "--seconds", "0.05", "--json", tmp_path / "bench.json")
+    result = run("bench", *files, "--batch", "1,4", "--seconds", "0.05", "--json", tmp_path / "bench.json")
     assert result.exit_code == 0
     timings = json.loads((tmp_path / "bench.json").read_text())["timings"]
     assert [(timing["name"], timing["batch_size"]) for timing in timings] == [
@@ -92,11 +79,11 @@ def test_bench_prints_both_files_and_writes_the_numbers(files: tuple[Path, Path]
 
 
 def test_bench_takes_several_runtimes_and_thread_counts(files: tuple[Path, Path], tmp_path: Path) -> None:
-    result = invoke(
+    result = run(
         "bench", *files, "--runtime", "ort-cpu,torch-cuda-graphs", "--batch", "2", "--threads", "1,2", "--seconds",
         "0.01", "--layers", "--json", tmp_path / "bench.json",
     )  # fmt: skip
-    assert result.exit_code == 0
+    assert result.exit_code == (3 if "was not measured" in result.stdout else 0)
     found = json.loads((tmp_path / "bench.json").read_text())
     assert [(timing["runtime"], timing["threads"]) for timing in found["timings"]] == [
         ("ort-cpu", threads) for threads in (1, 2) for _ in files
@@ -105,16 +92,16 @@ def test_bench_takes_several_runtimes_and_thread_counts(files: tuple[Path, Path]
         assert [each["runtime"] for each in found["not_measured"]] == ["torch-cuda-graphs"]
         assert "torch-cuda-graphs was not measured: " in result.stdout
     assert {layer["layer"] for layer in found["layers"]} >= {"0", "2"}
-    assert_refused(invoke("bench", *files, "--runtime", "ort-gpu"), "is not known")
+    assert_refused(run("bench", *files, "--runtime", "ort-gpu"), "is not known")
 
 
 def test_bench_refuses_in_one_sentence(files: tuple[Path, Path], tmp_path: Path) -> None:
-    assert_refused(invoke("bench", files[0], tmp_path / "none.onnx"), "none.onnx")
-    assert_refused(invoke("bench", files[0], files[0]), "given twice")
-    assert_refused(invoke("bench", *files, "--batch", "1,x"), "whole numbers")
-    assert_refused(invoke("bench", *files, "--batch", "0"), "1 or more")
-    assert_refused(invoke("bench", *files, "--json", tmp_path / "no" / "file.json"), "cannot be written")
-    assert_refused(invoke("bench", files[0], tmp_path / "none.onnx", "--json", tmp_path / "bench.json"), "none.onnx")
+    assert_refused(run("bench", files[0], tmp_path / "none.onnx"), "none.onnx")
+    assert_refused(run("bench", files[0], files[0]), "given twice")
+    assert_refused(run("bench", *files, "--batch", "1,x"), "whole numbers")
+    assert_refused(run("bench", *files, "--batch", "0"), "1 or more")
+    assert_refused(run("bench", *files, "--json", tmp_path / "no" / "file.json"), "cannot be written")
+    assert_refused(run("bench", files[0], tmp_path / "none.onnx", "--json", tmp_path / "bench.json"), "none.onnx")
     assert not (tmp_path / "bench.json").exists()
 
 

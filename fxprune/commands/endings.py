@@ -10,7 +10,10 @@ from fxprune.errors import ExactnessError, FxpruneError
 
 REFUSED, CHECK_FAILED = 2, 3
 
-CODES = f"Exit codes: 0 done, {REFUSED} refused (a sentence on stderr says why), {CHECK_FAILED} a check failed."
+CODES = (
+    f"Exit codes: 0 done, {REFUSED} refused (a sentence on stderr says why), {CHECK_FAILED} a check failed, or a "
+    "runtime that was asked for was not measured."
+)
 
 
 @contextmanager

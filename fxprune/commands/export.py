@@ -9,7 +9,8 @@ from fxprune.commands.endings import end_in_a_sentence, require_writable
 from fxprune.commands.load_model import load_model, make_inputs
 from fxprune.commands.load_weights import load_weights
 from fxprune.commands.options import InputSize, Model, Trust, Weights
-from fxprune.export.onnx import OPSET, to_onnx
+from fxprune.export.onnx import Precision, to_onnx
+from fxprune.export.translate import OPSET
 
 
 def export(
@@ -18,10 +19,12 @@ def export(
     weights: Weights = None,
     trust: Trust = False,
     input: InputSize = None,
+    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = "fp32",
     opset: Annotated[int, typer.Option(help="The version of ONNX's operators.")] = OPSET,
 ) -> None:
     """Write a model, or what fxprune.save wrote of it, as one ONNX file, and compare the file with the model."""
     with end_in_a_sentence():
         require_writable(onnx)
         made = load_weights(load_model(model), weights, trust)
-        typer.echo(to_onnx(made, make_inputs(made, model, input), onnx, opset=opset))
+        inputs = make_inputs(made, model, input)
+        typer.echo(to_onnx(made, inputs, onnx, precision=precision, opset=opset))

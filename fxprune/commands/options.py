@@ -12,4 +12,5 @@ Trust = Annotated[bool, typer.Option("--trust", help="Read weights from a pickle
 Align = Annotated[int, typer.Option(help="Widths on multiples of this, such as 16.")]
 Batch = Annotated[str, typer.Option(help="Batch sizes to time, with commas between.")]
 Threads = Annotated[str, typer.Option(help="Numbers of threads to time with, with commas between.")]
-Seconds = Annotated[float, typer.Option(help="Measuring time, a network and batch size.")]
+Seconds = Annotated[float, typer.Option(help="Most measuring time, a network and setting.")]
+Layers = Annotated[bool, typer.Option("--layers", help="Profile the layers on ort-cpu, too.")]

@@ -14,7 +14,7 @@ from fxprune.commands.calibration import read_batches
 from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
 from fxprune.commands.load_model import load_model, make_inputs
 from fxprune.commands.load_weights import load_weights
-from fxprune.commands.options import Align, Batch, InputSize, Model, Seconds, Threads, Trust, Weights
+from fxprune.commands.options import Align, Batch, InputSize, Layers, Model, Seconds, Threads, Trust, Weights
 from fxprune.commands.settings import METHODS, TARGETS, read_method, read_numbers, read_target
 from fxprune.export.runtimes.registry import find_runtime
 from fxprune.reporting.comparison import require_form
@@ -40,6 +40,7 @@ def prune(
     batch: Batch = "1,8",
     threads: Threads = "1",
     seconds: Seconds = 5.0,
+    layers: Layers = False,
     report: Annotated[Path | None, typer.Option(help="A report to write: .html, .md or .json.")] = None,
     json: Annotated[Path | None, typer.Option(help="A file to write all numbers to, for `fxprune report`.")] = None,
 ) -> None:
@@ -89,6 +90,7 @@ def prune(
                     batch_sizes=sizes,
                     threads=counts,
                     seconds=seconds,
+                    layers=layers,
                     example_inputs=inputs,
                 )
             begin("reporting")

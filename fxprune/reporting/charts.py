@@ -84,7 +84,7 @@ def draw_charts(comparison: Comparison) -> list[Chart]:
                     "Latency against batch",
                     "Median milliseconds a run; both axes are logarithmic.",
                     lambda figure: draw_latency(figure, benchmark),
-                    NARROW,
+                    (NARROW[0], NARROW[1] + 0.1 * len({(t.runtime, t.threads) for t in benchmark.timings})),
                 )
             )
         if any(timing.efficiency is not None for timing in list_others(benchmark)):
@@ -93,7 +93,7 @@ def draw_charts(comparison: Comparison) -> list[Chart]:
                     "Speed-up against theory",
                     "Bars: measured, with intervals of 95%. Marks: as fast as multiply-accumulates are fewer.",
                     lambda figure: draw_speedups(figure, benchmark),
-                    NARROW,
+                    (NARROW[0], max(NARROW[1], 0.8 + 0.32 * len(list_others(benchmark)))),
                 )
             )
     if comparison.training:
@@ -176,13 +176,17 @@ def draw_latency(figure: Figure, benchmark: Benchmark) -> None:
     axes = figure.add_subplot()
     names = list(dict.fromkeys(timing.name for timing in benchmark.timings))
     ways = list(dict.fromkeys((timing.runtime, timing.threads) for timing in benchmark.timings))
+    dashes = dict(zip(ways, ("-", "--", ":", "-.") * len(ways), strict=False))
     for name in names:
-        for way, dashes in zip(ways, ("-", "--", ":", "-.") * len(ways), strict=False):
+        for way in ways:
             found = [t for t in benchmark.timings if (t.name, t.runtime, t.threads) == (name, *way)]
             found.sort(key=lambda timing: timing.batch_size)
-            label = name if len(ways) == 1 else f"{name}, {name_way(*way)}"
             sizes, medians = [t.batch_size for t in found], [t.median for t in found]
-            axes.plot(sizes, medians, dashes, marker="o", markersize=4, color=colour_of(names, name), label=label)
+            axes.plot(sizes, medians, dashes[way], marker="o", markersize=4, color=colour_of(names, name))
+    for name in names:
+        axes.plot([], [], color=colour_of(names, name), label=name)
+    for way in ways if len(ways) > 1 else ():
+        axes.plot([], [], dashes[way], color=INK, label=name_way(*way))
     batches = sorted({timing.batch_size for timing in benchmark.timings})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -258,6 +262,5 @@ def colour_of(names: list[str], name: str) -> str:
 
 
 def add_legend(axes: Axes) -> None:
-    """Put the legend above the drawing, in rows of three."""
-    columns = min(3, len(axes.get_legend_handles_labels()[1]))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8, borderpad=0, handlelength=1.4)
+    """Put the legend above the drawing, in rows of two."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, borderpad=0, handlelength=2)

@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import Run, assert_refused
 from typer.testing import Result
 
 import fxprune
@@ -18,6 +17,7 @@ from fxprune.commands.load_model import load_model
 from fxprune.errors import ExactnessError
 from fxprune.export.measurements import NotMeasured
 from fxprune.reporting.comparison import Comparison
+from tests.commands.running import assert_refused, run
 
 SIZE = "2x3x8x8"
 
@@ -29,7 +29,7 @@ class Pruned(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pruned(run: Run, model_file: str, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+def pruned(model_file: str, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
     folder = tmp_path_factory.mktemp("pruned")
     np.savez(folder / "images.npz", images=5 + np.random.default_rng(0).normal(size=(40, 3, 8, 8)))
     arguments = ["prune", model_file, "--target", "macs=0.5", "--align", "4", "--input", SIZE]
@@ -87,7 +87,7 @@ def test_what_is_printed_stands_in_the_page_and_in_the_json(pruned: Pruned) -> N
     assert [timing.name for timing in found.benchmark.timings] == ["dense", "compact"]
 
 
-def test_report_makes_the_other_forms(pruned: Pruned, run: Run, tmp_path: Path) -> None:
+def test_report_makes_the_other_forms(pruned: Pruned, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("epoch,sparsity\n1,0.25\n2,0.5\n")
     forms = ["--html", tmp_path / "page.html", "--markdown", tmp_path / "page.md", "--log", tmp_path / "log.csv"]
     result = run("report", pruned.folder / "result.json", *forms)
@@ -97,7 +97,7 @@ def test_report_makes_the_other_forms(pruned: Pruned, run: Run, tmp_path: Path) 
     assert "multiply-accumulates" in (tmp_path / "page.md").read_text()
 
 
-def test_report_exits_with_3_where_a_check_had_failed(pruned: Pruned, run: Run, tmp_path: Path) -> None:
+def test_report_exits_with_3_where_a_check_had_failed(pruned: Pruned, tmp_path: Path) -> None:
     fields = json.loads((pruned.folder / "result.json").read_text())
     fields["networks"][1]["verification"]["outputs"][0]["error"] = 1.0
     (tmp_path / "wrong.json").write_text(json.dumps(fields))
@@ -106,7 +106,7 @@ def test_report_exits_with_3_where_a_check_had_failed(pruned: Pruned, run: Run, 
     assert "differs from the model" in result.stdout
 
 
-def test_a_saved_model_is_exported(pruned: Pruned, run: Run, model_file: str, tmp_path: Path) -> None:
+def test_a_saved_model_is_exported(pruned: Pruned, model_file: str, tmp_path: Path) -> None:
     weights = pruned.folder / "compact.safetensors"
     result = run("export", model_file, "--weights", weights, "--onnx", tmp_path / "again.onnx")
     assert result.exit_code == 0
@@ -119,7 +119,7 @@ def test_a_saved_model_is_exported(pruned: Pruned, run: Run, model_file: str, tm
 
 
 def test_a_runtime_that_was_not_measured_is_a_failed_check(
-    pruned: Pruned, run: Run, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pruned: Pruned, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Comparison.from_json((pruned.folder / "result.json").read_text()).benchmark
     lacking = replace(found, not_measured=(NotMeasured("openvino", "it is not installed"),))
@@ -132,7 +132,7 @@ def test_a_runtime_that_was_not_measured_is_a_failed_check(
 
 
 def test_a_conversion_that_differs_exits_with_3(
-    run: Run, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ExactnessError("the outputs differ")
@@ -162,14 +162,14 @@ def test_a_conversion_that_differs_exits_with_3(
     ],
 )
 def test_wrong_options_are_refused_in_a_sentence(
-    run: Run, model_file: str, tmp_path: Path, option: str, value: str, words: list[str]
+    model_file: str, tmp_path: Path, option: str, value: str, words: list[str]
 ) -> None:
     given = {"--target": "macs=0.5", "--input": SIZE, "--onnx": str(tmp_path / "out.onnx"), option: value}
     assert_refused(run("prune", model_file, *(part for pair in given.items() for part in pair)), *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_refuses_other_files_in_a_sentence(run: Run, tmp_path: Path) -> None:
+def test_report_refuses_other_files_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     assert_refused(run("report", tmp_path / "other.json"), "no JSON of a fxprune report")
     assert_refused(run("report", tmp_path / "none.json"), "cannot be read")
