@@ -51,6 +51,7 @@ from recipes import RECIPES, Recipe
 from train import Training
 
 HERE = Ranks(0, 1, torch.device("cpu"))
+HELD_OUT = 500  # training images that each epoch is judged by in the log; the test images are read once, at the end
 STRENGTH = 5e-4  # of Torch-Pruning's regulariser, as in its scripts for CIFAR-10
 
 Score = Callable[[Mapping[str, Tensor], Sequence[Slice], int], Tensor]
@@ -111,7 +112,7 @@ CANDIDATES = (
 )
 
 TEXT = """\
-{model} on {dataset}, from trained weights ({start:.2%}), {epochs} epochs of {images:,} images, learning rate {rate},
+{model} on {dataset}, from trained weights, {epochs} epochs of {images:,} images, learning rate {rate},
 batches of {batch}, seeds {seeds}. Accuracy is the compact network's on the test images: the mean, the standard
 deviation, and over how many seeds.
 {runs} runs took {hours:.1f} hours on {threads} thread, torch {torch}.
@@ -194,6 +195,7 @@ def run(key: Key, options: argparse.Namespace) -> dict[str, Any]:
         rate=options.rate,
         train_limit=key.limit,
         test_limit=options.test_limit,
+        held_out=HELD_OUT,
         seed=key.seed,
     )
     place = Place(out=options.results.parent / "structured", quiet=True, bf16=True, channels_last=True)
@@ -204,13 +206,10 @@ def run(key: Key, options: argparse.Namespace) -> dict[str, Any]:
     model = build_model(read_call(recipe.model), images.classes)
     model.load_state_dict(read_as_projections(options.weights, model))
     dense = export.count(model.eval(), example)
-    start = count_correct(model, images.test(), HERE)
     train = train_other if candidate.method is None else train_own
-    compact, lost = train(candidate, key, model, recipe, place, images, example)
+    compact, (correct, count), lost = train(candidate, key, model, recipe, place, images, example)
     cost = export.count(compact, example)
-    correct, count = count_correct(compact, images.test(), HERE)
     return {
-        "start": start[0] / start[1],
         "accuracy": correct / count,
         "lost": lost,
         "macs": cost.macs / dense.macs,
@@ -221,8 +220,8 @@ def run(key: Key, options: argparse.Namespace) -> dict[str, Any]:
 
 def train_own(
     candidate: Candidate, key: Key, model: nn.Module, recipe: Recipe, place: Place, images: Images, example: Tensor
-) -> tuple[nn.Module, int]:
-    """Train with masks for all epochs, and convert; give the count of predictions that conversion changed."""
+) -> tuple[nn.Module, tuple[int, int], int]:
+    """Train with masks for all epochs, and convert; give what is right of how many, and how many predictions changed."""
 
     def prepare() -> fxprune.PreparedModel:
         target = fxprune.Macs(remaining=key.remaining)
@@ -233,13 +232,15 @@ def train_own(
     training = Training(recipe, place, HERE, images, prepared.train())
     training.train_phase(0, None, None)
     compact, conversion = convert_and_compare(settle(prepared, prepare()), images, HERE)
-    here = count_correct(prepared, images.test(), HERE)
-    return compact, abs(here[0] - conversion.after) + conversion.images - conversion.agreeing
+    lost = conversion.images - conversion.agreeing
+    if candidate.placement != "columns":  # what was trained, beside what was settled
+        lost += abs(count_correct(prepared, images.test(), HERE)[0] - conversion.after)
+    return compact, (conversion.after, conversion.images), lost
 
 
 def train_other(
     candidate: Candidate, key: Key, model: nn.Module, recipe: Recipe, place: Place, images: Images, example: Tensor
-) -> tuple[nn.Module, int]:
+) -> tuple[nn.Module, tuple[int, int], int]:
     """Train with Torch-Pruning's regulariser, prune step by step to the multiply-accumulates, and fine-tune."""
     import torch_pruning as tp
 
@@ -263,7 +264,7 @@ def train_other(
         pruner.step()
     later = replace(half, epochs=key.epochs - half.epochs, seed=recipe.seed + 1000)
     Training(later, place, HERE, images, model.train()).train_phase(0, None, None)
-    return model, 0
+    return model, count_correct(model, images.test(), HERE), 0
 
 
 @contextmanager
@@ -315,7 +316,6 @@ def describe(results: Mapping[Key, dict[str, Any]], options: argparse.Namespace)
     return TEXT.format(
         model=options.model,
         dataset=Path(options.dataset).name,
-        start=next(iter(wanted.values()))["start"],
         epochs=options.epochs,
         images=options.train_limit or 50_000,
         rate=options.rate,
