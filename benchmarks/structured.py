@@ -221,7 +221,7 @@ def run(key: Key, options: argparse.Namespace) -> dict[str, Any]:
 def train_own(
     candidate: Candidate, key: Key, model: nn.Module, recipe: Recipe, place: Place, images: Images, example: Tensor
 ) -> tuple[nn.Module, tuple[int, int], int]:
-    """Train with masks for all epochs, and convert; give what is right of how many, and how many predictions changed."""
+    """Train with masks for all epochs, and convert; give how many are right, of how many, and how many changed."""
 
     def prepare() -> fxprune.PreparedModel:
         target = fxprune.Macs(remaining=key.remaining)
