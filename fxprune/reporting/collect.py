@@ -10,11 +10,12 @@ from torch import nn
 
 from fxprune.api import Report
 from fxprune.errors import ReportError
-from fxprune.export.cost import count
+from fxprune.export.cost import Cost, count
 from fxprune.export.environment import describe_environment, note_moment
 from fxprune.export.interface import ExampleInputs
 from fxprune.export.measurements import Benchmark
 from fxprune.export.onnx import OnnxFile
+from fxprune.export.quantize import QuantizedFile
 from fxprune.reporting.comparison import Comparison, Network, TrainingPoint
 from fxprune.reporting.layers import compare_layers
 
@@ -23,7 +24,7 @@ def report(
     models: Mapping[str, nn.Module],
     example_inputs: ExampleInputs,
     *,
-    files: Mapping[str, OnnxFile] | None = None,
+    files: Mapping[str, OnnxFile | QuantizedFile] | None = None,
     benchmark: Benchmark | None = None,
     accuracy: Mapping[str, float] | None = None,
     training: str | Path | Iterable[TrainingPoint] = (),
@@ -37,7 +38,7 @@ def report(
     Args:
         models: by name, such as {"dense": model, "compact": compact}.
         example_inputs: for counting the multiply-accumulates, as for `to_onnx`.
-        files: what `to_onnx` returned, by the same names; there may be more, such as a quantised file.
+        files: what `to_onnx` and `quantize` returned, by the same names; a quantised file has one of its own.
         benchmark: what `benchmark` returned for networks of these names.
         accuracy: between 0 and 1, by name.
         training: sparsity by epoch, or a CSV file with the columns epoch, sparsity and, if known, accuracy.
@@ -61,15 +62,7 @@ def report(
     return Comparison(
         model=getattr(first, "class_name", type(first).__name__),
         networks=tuple(
-            Network(
-                name=name,
-                parameters=costs[name].parameters if name in costs else None,
-                macs=costs[name].macs if name in costs else None,
-                file_size=files[name].size if name in files else timed.get(name),
-                verification=files[name].verification if name in files else None,
-                accuracy=accuracy.get(name),
-            )
-            for name in names
+            describe(name, costs.get(name), files.get(name), timed.get(name), accuracy.get(name)) for name in names
         ),
         layers=compare_layers(first, last, example_inputs),
         conversion=conversion if isinstance(conversion, Report) else None,
@@ -77,6 +70,22 @@ def report(
         training=read_log(training) if isinstance(training, str | Path) else tuple(training),
         environment=benchmark.environment if benchmark is not None else describe_environment(moment, moment),
         commands=tuple(commands),
+    )
+
+
+def describe(
+    name: str, cost: Cost | None, file: OnnxFile | QuantizedFile | None, timed_size: int | None, accuracy: float | None
+) -> Network:
+    """Put together what is known of one network; a quantised file brings its accuracy, where it was measured."""
+    if accuracy is None and isinstance(file, QuantizedFile):
+        accuracy = file.accuracy
+    return Network(
+        name=name,
+        parameters=cost.parameters if cost is not None else None,
+        macs=cost.macs if cost is not None else None,
+        file_size=file.size if file is not None else timed_size,
+        verification=file.verification if isinstance(file, OnnxFile) else None,
+        accuracy=accuracy,
     )
 
 

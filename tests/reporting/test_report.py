@@ -11,6 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import ReportError
+from fxprune.export.quantize import QuantizedFile
 from fxprune.reporting.collect import read_log
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.tables import list_tables
@@ -103,6 +104,18 @@ def test_what_is_not_known_is_left_out(comparison: Comparison, tmp_path: Path) -
     assert "<svg" not in page
     assert "accuracy" not in page
     assert [table.title for table in list_tables(bare)] == ["Side by side"]
+
+
+def test_a_quantised_file_is_a_network_of_its_own() -> None:
+    model, x = nn.Linear(8, 4), torch.randn(2, 8)
+    file = QuantizedFile(
+        Path("int8.onnx"), size=3000, size_before=9000, samples=64, agreement=0.98, accuracy=0.75, accuracy_before=0.8
+    )
+    found = fxprune.export.report({"dense": model, "compact": model}, x, files={"int8": file}, accuracy={"dense": 0.8})
+    assert [network.name for network in found.networks] == ["dense", "compact", "int8"]
+    last = found.networks[-1]
+    assert (last.file_size, last.accuracy, last.parameters, last.verification) == (3000, 0.75, None, None)
+    assert "75.00%" in str(found)
 
 
 def test_a_log_counts_epochs_on_through_its_phases(tmp_path: Path) -> None:
