@@ -93,7 +93,7 @@ def draw_charts(comparison: Comparison) -> list[Chart]:
                     "Speed-up against theory",
                     "Bars: measured, with intervals of 95%. Marks: as fast as multiply-accumulates are fewer.",
                     lambda figure: draw_speedups(figure, benchmark),
-                    (NARROW[0], max(NARROW[1], 0.8 + 0.32 * len(list_others(benchmark)))),
+                    (NARROW[0], 0.9 + 0.36 * len(list_others(benchmark))),
                 )
             )
     if comparison.training:

@@ -17,12 +17,12 @@ def describe_pruning(comparison: Comparison) -> str:
 
 
 def list_notes(comparison: Comparison) -> list[str]:
-    """Say what conversion did, what was not measured, and which widths are odd."""
+    """Say what conversion did, what was not measured, and which checks failed."""
     notes = str(comparison.conversion).splitlines() if comparison.conversion is not None else []
     if notes:
         notes[-1] = f"conversion: {notes[-1]}"
     if comparison.benchmark is not None:
-        notes += [str(each) for each in (*comparison.benchmark.not_measured, *comparison.benchmark.odd_widths)]
+        notes += [str(each) for each in comparison.benchmark.not_measured]
     return [*notes, *list_failures(comparison)]
 
 

@@ -40,6 +40,7 @@ def list_tables(comparison: Comparison) -> list[Table]:
         compare_networks(comparison),
         show_layers(comparison),
         show_layer_times(comparison),
+        show_odd_widths(comparison),
         show_errors(comparison),
     ]
     return [table for table in tables if table.rows]
@@ -168,6 +169,22 @@ def show_layer_times(comparison: Comparison) -> Table:
     )
     headers = ("layer", "measured", "multiply-accumulates", "ms", "efficiency", "ms lost")
     return Table("Where time is lost", headers, rows, texts=2)
+
+
+def show_odd_widths(comparison: Comparison) -> Table:
+    """One row a layer that would be faster with fewer channels, if the layers were profiled."""
+    rows = tuple(
+        (
+            Cell(odd.layer),
+            Cell(f"{odd.name}, {name_way(odd.runtime, odd.threads)}, batch {odd.batch_size}"),
+            Cell(f"{odd.width:,}"),
+            Cell(f"{odd.narrower:,}"),
+            Cell(f"{odd.speedup:.1f}x"),
+        )
+        for odd in (comparison.benchmark.odd_widths if comparison.benchmark is not None else ())
+    )
+    headers = ("layer", "measured", "width", "narrower", "would be as fast")
+    return Table("Widths that cost more than their share", headers, rows, texts=2)
 
 
 def show_errors(comparison: Comparison) -> Table:

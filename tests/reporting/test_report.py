@@ -11,6 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import ReportError
+from fxprune.export.measurements import LayerTime, OddWidth
 from fxprune.export.quantize import QuantizedFile
 from fxprune.reporting.collect import read_log
 from fxprune.reporting.comparison import Comparison
@@ -104,6 +105,20 @@ def test_what_is_not_known_is_left_out(comparison: Comparison, tmp_path: Path) -
     assert "<svg" not in page
     assert "accuracy" not in page
     assert [table.title for table in list_tables(bare)] == ["Side by side"]
+
+
+def test_odd_widths_and_profiled_layers_have_tables(comparison: Comparison, tmp_path: Path) -> None:
+    where = {"runtime": "ort-cpu", "threads": 1, "batch_size": 8, "name": "compact"}
+    layer = LayerTime(
+        **where, layer="stem.0", op="Conv", first_macs=400, macs=100, first_milliseconds=2.0, milliseconds=1.0
+    )
+    odd = OddWidth(**where, layer="stem.0", width=65, narrower=64, speedup=1.3)
+    profiled = replace(comparison, benchmark=replace(comparison.benchmark, layers=(layer,), odd_widths=(odd,)))
+    assert Comparison.from_json(profiled.to_json()) == profiled
+    tables = {table.title: [[cell.text for cell in row] for row in table.rows] for table in list_tables(profiled)}
+    measured = "compact, ort-cpu, 1 thread, batch 8"
+    assert tables["Where time is lost"] == [["stem.0", measured, "400 → 100", "2.000 → 1.000", "0.50", "0.500"]]
+    assert tables["Widths that cost more than their share"] == [["stem.0", measured, "65", "64", "1.3x"]]
 
 
 def test_a_quantised_file_is_a_network_of_its_own() -> None:
