@@ -6,6 +6,7 @@ from torch import nn
 
 from fxprune.errors import TraceError
 from fxprune.export import count
+from fxprune.export.cost import count_by_weight
 
 
 def test_a_convolution_is_counted_for_one_sample(block: nn.Module) -> None:
@@ -31,6 +32,14 @@ def test_attention_is_counted_op_by_op(batch_first: bool) -> None:
     sample = torch.randn(1, 5, 8) if batch_first else torch.randn(5, 1, 8)
     total = 5 * 8 * 8 * 4 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16
     assert count(layer, sample).macs == (total if batch_first else total // 5)
+
+
+def test_weights_have_their_share_through_views_and_biases() -> None:
+    layer, sample = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8)
+    found = count_by_weight(layer, sample)
+    attention = {"self_attn.in_proj_weight": 5 * 8 * 24, "": 2 * 5 * 5 * 8, "self_attn.out_proj.weight": 5 * 8 * 8}
+    assert found == {**attention, "linear1.weight": 5 * 8 * 16, "linear2.weight": 5 * 8 * 16}
+    assert sum(found.values()) == count(layer, sample).macs
 
 
 def test_a_recurrent_layer_is_counted() -> None:
