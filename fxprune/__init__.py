@@ -13,7 +13,7 @@ from fxprune.methods.schedule import Cubic
 from fxprune.methods.slimming import UCS, NetworkSlimming
 from fxprune.methods.soft_threshold import STR
 from fxprune.methods.st3 import ST3
-from fxprune.methods.targets import Macs, Params, Sparsity
+from fxprune.methods.targets import Latency, Macs, Params, Sparsity
 from fxprune.param_groups import param_groups
 from fxprune.penalty import penalty
 from fxprune.prune import prune, recalibrate
@@ -32,6 +32,7 @@ __all__ = [
     "Cubic",
     "Feather",
     "FilterSkeleton",
+    "Latency",
     "Macs",
     "NetworkSlimming",
     "Params",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -11,11 +12,14 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.check_unchanged import check_unchanged
+from fxprune.conversion_report import Report
 from fxprune.errors import ExactnessError, FxpruneError, TargetError
+from fxprune.export.runtimes.registry import find_runtime
 from fxprune.masks import GRANULARITIES, Granularity, Masks
+from fxprune.meet_latency import meet_latency
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
-from fxprune.methods.targets import Sparsity, Target
+from fxprune.methods.targets import Latency, Sparsity, Target
 from fxprune.model import RESERVED, Inputs, PreparedModel, TracedModel, as_inputs
 from fxprune.passes.align_widths import find_padding
 from fxprune.passes.analyse import Channels, analyse
@@ -63,8 +67,8 @@ def prepare(
             image size that the model takes may follow. None makes one from the first layer.
         method: how gates follow from magnitudes; `Feather()` if None.
         target: how much goes by the end of the schedule: `Sparsity(0.9)` is the share of gates that is masked,
-            `Params(remaining=0.5)` and `Macs(remaining=0.5)` what the compact model keeps. `Sparsity(0.5)` if None,
-            for methods that take one.
+            `Params(remaining=0.5)`, `Macs(remaining=0.5)` and `Latency(remaining=0.5)` what the compact model keeps.
+            `Sparsity(0.5)` if None, for methods that take one.
         granularity: "weight" for one gate per weight, "stripe" for one per filter and kernel position of every
             convolution, "channel" for one per unit of tied channels.
         heads: what of attention is one unit at channel granularity: "whole" heads, or "inner" for the same
@@ -79,6 +83,7 @@ def prepare(
         TraceError: the model cannot be traced, or does not run on the inputs.
         PatternError: a pattern of `exclude` matches nothing.
         TargetError: nothing is left to prune, the target is out of reach, or the granularity is unknown.
+        ExportError: the runtime of a `Latency` is unknown or not installed (RuntimeUnavailable), or refuses the model.
     """
     method = method or Feather()
     check_arguments(model, method, target, granularity, heads, shapes)
@@ -98,29 +103,9 @@ def prepare(
         prepared = insert_weight_masks(traced, channels, method, target, excluded, granularity, rectangles)
     prepared.compile_graphs()
     prepared.whole_heads = heads == "whole"
+    if isinstance(target, Latency):
+        prepared.latency = meet_latency(prepared, target, target.share, partial(convert, check=False))
     return prepared
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a conversion removed, what it could not, and how exact it is."""
-
-    parameters_before: int
-    parameters_after: int
-    units_removed: int
-    kept: dict[str, int]  # closed units that stay, by reason
-    error: float | None  # largest output difference, relative to the outputs' range; None if not checked
-    method: str | None = None  # that of the prepared model, as its call is written
-    target: str | None = None
-
-    def __str__(self) -> str:
-        lines = [f"{self.parameters_before:,} parameters became {self.parameters_after:,}"]
-        lines += [f"{self.units_removed:,} units went"]
-        lines += [f"{count:,} closed units stay: {reason}" for reason, count in self.kept.items()]
-        checked = (
-            f"largest difference {self.error:.1e} of the outputs' range" if self.error is not None else "not checked"
-        )
-        return "\n".join([*lines, checked])
 
 
 @overload
@@ -287,7 +272,8 @@ def check_arguments(
         raise FxpruneError(f"method={method!r}: give an instance such as fxprune.Feather() or fxprune.ST3(sigma=True)")
     if not isinstance(target, Target | None):
         raise TargetError(
-            f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end, or Params or Macs"
+            f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end, "
+            "or Params, Macs or Latency"
         )
     name = type(method).__name__
     if target is not None and not method.takes_target:
@@ -301,6 +287,12 @@ def check_arguments(
         known = " or ".join(repr(each) for each in method.granularities)
         default = "; 'channel' is what prepare takes unless told otherwise" if granularity == "channel" else ""
         raise TargetError(f"{name} has no granularity={granularity!r}: give {known}{default}")
+    if isinstance(target, Latency):
+        if granularity != "channel":
+            raise TargetError(
+                f"target={target}: single weights and stripes that are 0 save no time; give granularity='channel'"
+            )
+        str(find_runtime(target.runtime).name)  # raises where it cannot run
     if shapes not in ("free", "rectangles"):
         raise TargetError(f"shapes={shapes!r}: give 'free' or 'rectangles'")
     if shapes == "rectangles" and granularity != "stripe":

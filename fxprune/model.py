@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import GRAPH_FILE, explain_failure, explain_misfit
+from fxprune.latency_trial import LatencyTrial
 from fxprune.masks import Masks
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -106,8 +107,9 @@ class Graphs:
 
 
 RESERVED = frozenset({
-    "class_name", "compile_graphs", "copy_shell", "forward_signature", "fxprune", "graphs", "inputs", "lowered",
-    "pinned", "plain", "report", "run_graph", "runs", "set_graphs", "steps", "untraced", "user", "whole_heads",
+    "class_name", "compile_graphs", "copy_shell", "forward_signature", "fxprune", "graphs", "inputs", "latency",
+    "lowered", "pinned", "plain", "report", "run_graph", "runs", "set_graphs", "steps", "untraced", "user",
+    "whole_heads",
 })  # fmt: skip
 """The attributes of traced, prepared and converted models, whose names the parts of a user's model cannot have."""
 
@@ -265,11 +267,12 @@ class PreparedModel(TracedModel):
 
     `fxprune` holds the masks and their state, `plain` the graphs without them, `pinned` how many rows
     of weights cannot be pruned, by reason and line of the model's source. `whole_heads` says what of attention is one
-    unit.
+    unit. `latency` lists the networks that were timed for a target in latency, what it follows last.
     """
 
     fxprune: Masks
     whole_heads: bool = True
+    latency: tuple[LatencyTrial, ...] = ()
 
     def __init__(self, model: TracedModel, masks: Masks, pinned: dict[str, int]) -> None:
         super().__init__(model, model.graphs.copy(), model.class_name, model.inputs, model.untraced)
@@ -392,3 +395,9 @@ def as_inputs(example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, tuple):
         return example_inputs, {}
     return (example_inputs,), {}
+
+
+def as_example(inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
+    """Write inputs as the example inputs that they were read from."""
+    args, kwargs = inputs
+    return kwargs or args

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.api import prepare
+from fxprune.api import convert, prepare
 from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, TargetError
+from fxprune.meet_latency import meet_latency
 from fxprune.methods.gmp import GMP
+from fxprune.methods.targets import Latency
 from fxprune.model import PreparedModel
 from fxprune.scheduler import find_masked
 
@@ -38,6 +41,8 @@ def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> Prepa
     if masks.target is None:
         raise TargetError(f"{type(masks.method).__name__} has no target, so it cannot prune in one go")
     share = masks.target.share * masks.method.share_of(int(masks.calls) + 1, masks.target.share)
+    if isinstance(masks.target, Latency) and prepared is model:  # by now its layers have other scores
+        prepared.latency = meet_latency(prepared, masks.target, share, partial(convert, check=False))
     masks.refresh(find_masked(prepared, masks), share)
     masks.calls += 1
     return prepared

@@ -4,9 +4,14 @@ Between two forward passes FSDP keeps parameters as DTensors. Thresholds and sco
 ranks gather, so all find the same. `torch.distributed.tensor` takes a second to import: only who shards pays for it.
 """
 
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, distributed
 
 from fxprune.errors import FxpruneError
+
+Result = TypeVar("Result")
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -37,3 +42,23 @@ def spread(whole: Tensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def on_first_rank(compute: Callable[[], Result]) -> Result:
+    """Give what the first rank computes, on every rank: times, which no two ranks measure alike. All must call it.
+
+    Raises on all ranks what fxprune refuses there.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return compute()
+    found: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            found = [compute(), None]
+        except FxpruneError as error:
+            found = [None, error]
+    distributed.broadcast_object_list(found, src=0)
+    result, refusal = found
+    if refusal is not None:
+        raise refusal
+    return result  # type: ignore[no-any-return]

@@ -13,11 +13,16 @@ from fxprune.methods.gmp import GMP
 from fxprune.methods.rni import RNI
 from fxprune.methods.slimming import UCS, NetworkSlimming
 from fxprune.methods.st3 import ST3
-from fxprune.methods.targets import Macs, Params, Sparsity, Target
+from fxprune.methods.targets import Latency, Macs, Params, Sparsity, Target
 
 Kind = TypeVar("Kind")
 
-TARGETS: Mapping[str, type[Macs | Params | Sparsity]] = {"macs": Macs, "params": Params, "sparsity": Sparsity}
+TARGETS: Mapping[str, type[Latency | Macs | Params | Sparsity]] = {
+    "macs": Macs,
+    "params": Params,
+    "sparsity": Sparsity,
+    "latency": Latency,  # on ONNX Runtime's CPU kernels, one thread, batch 1
+}
 
 METHODS: Mapping[str, type[Method]] = {
     "gmp": GMP,

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from torch import nn
 
-from fxprune.api import Report
+from fxprune.conversion_report import Report
 from fxprune.model import TracedModel
 from fxprune.saving.plan_text import digest_steps
 

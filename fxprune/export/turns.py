@@ -40,6 +40,8 @@ def take_turns(timers: Mapping[Key, Timer], slot: float) -> Iterator[dict[Key, N
 def _warm_up(timer: Timer, seconds: float) -> float:
     """Run at least three times and for `seconds`; return the fastest time in seconds."""
     durations = [timer() for _ in range(3)]
-    while sum(durations) < seconds:
+    spent = sum(durations)
+    while spent < seconds:
         durations.append(timer())
+        spent += durations[-1]
     return min(durations)

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.model import Inputs, TracedModel
 from fxprune.passes.analyse import Channels
-from fxprune.passes.measure_costs import evaluated_products
+from fxprune.passes.cost_terms import evaluated_products
 
 
 def count_macs(model: TracedModel, channels: Channels) -> dict[fx.Node, int]:

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from fxprune.inspection.report import Group, Place, Tie
 from fxprune.model import TracedModel
 from fxprune.passes.analyse import Channels, Shadow
+from fxprune.passes.cost_terms import is_parametrized_away, list_parameters
 from fxprune.passes.find_pins import rows_of
 from fxprune.passes.insert_masks import find_maskable, find_muted, number_units
 from fxprune.passes.living import can_live
-from fxprune.passes.measure_costs import is_parametrized_away, list_parameters
 from fxprune.shadow.ids import PINNED
 
 EXCLUDED = "excluded"

@@ -1,8 +1,8 @@
 """How much is to be pruned, and which layers share it how?
 
 A target names a cost, what all gates open make of it, and the share of it that goes: units, stripes or weights
-(`Sparsity`), the parameters of the compact model (`Params`), or its multiply-accumulates (`Macs`). While the schedule
-runs at ramp r,
+(`Sparsity`), the parameters of the compact model (`Params`), its multiply-accumulates (`Macs`), or the time that it
+takes on a runtime (`Latency`). While the schedule runs at ramp r,
 
     remaining(r) = 1 - share * r
 
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from fxprune.errors import TargetError
 
 Scope = Literal["global", "layer"]
-Cost = Literal["gates", "parameters", "multiply-accumulates"]
+Cost = Literal["gates", "parameters", "multiply-accumulates", "latency"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target(ABC):
         least: units that each group of tied channels keeps (channel granularity). With 0 whole layers may close;
             conversion then keeps one unit of those that cannot go, which costs a little more than was asked.
         overrides: layers with a share of their own, by the patterns of `exclude`: the share of the layer's gates
-            that is masked (`Sparsity`) or remains (`Params`, `Macs`). It goes by the layers that make the channels; of
+            that is masked (`Sparsity`) or remains (the other targets). It goes by the layers that make the channels; of
             several patterns the last counts. The target as a whole stays: the other layers make up for it.
     """
 
@@ -126,6 +126,40 @@ class Macs(Remaining):
     """
 
     cost: ClassVar[Cost] = "multiply-accumulates"
+
+
+@dataclass(frozen=True)
+class Latency(Remaining):
+    """The share of the time of a run that stays, on a runtime of this machine (channel granularity).
+
+    `prepare` times layers of several widths (half a minute or so, remembered in the user's cache folder) and solves
+    the thresholds for what they add up to. Then it prunes, converts, exports and times copies of the model, the dense
+    one beside them, until what is predicted is what is measured; `fxprune.prune` does so, too. The result stands in
+    `prepared.latency`. Where training moves widths from layer to layer it may be off a little:
+    `fxprune.prune(prepared)` after the training mends that.
+
+    Args:
+        runtime: its name, as `export.benchmark` takes it.
+        threads: of one operator.
+        batch_size: of a run.
+        align: 16, unless given: kernels compute so many channels at a time, and narrower widths take as long.
+    """
+
+    runtime: str = field(default="ort-cpu", kw_only=True)
+    threads: int = field(default=1, kw_only=True)
+    batch_size: int = field(default=1, kw_only=True)
+    align: int = field(default=16, kw_only=True)
+    cost: ClassVar[Cost] = "latency"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("threads", self.threads), ("batch_size", self.batch_size)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise TargetError(f"{name}={value!r}: give a whole number from 1 on")
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{super().__str__()} ({self.runtime}, {threads}, batch {self.batch_size})"
 
 
 def is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fxprune.api import Report
+from fxprune.conversion_report import Report
 from fxprune.errors import ReportError
 from fxprune.export.cost import Cost, count
 from fxprune.export.environment import describe_environment, note_moment

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cattrs
 
-from fxprune.api import Report
+from fxprune.conversion_report import Report
 from fxprune.errors import ReportError
 from fxprune.export.environment import Environment
 from fxprune.export.measurements import Benchmark

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.api import Report
+from fxprune.conversion_report import Report
 from fxprune.errors import PlanError
 from fxprune.model import PreparedModel, Rewrite, Step, TracedModel, find_tensor
 from fxprune.passes.record import differs

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxprune.api import Report
+from fxprune.conversion_report import Report
 from fxprune.errors import PlanError
 from fxprune.model import PreparedModel, TracedModel, find_tensor, named_tensors
 from fxprune.saving.container import write_file

@@ -63,6 +63,20 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Layer:
+    """How an op applies a weight of [rows, columns of one group, kernel...]: by a convolution, or a matrix product."""
+
+    input: tuple[int, ...]  # [samples, channels, ...], or [positions, channels] of a matrix product
+    kernel: tuple[int, ...]  # () for a matrix product, as are the next three
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    rows: Side
+    columns: Side  # of one group
+
+
+@dataclass(frozen=True)
 class Product:
     """The multiply-accumulates of one op, for the whole batch: `macs`, in proportion to the length of each side."""
 
@@ -70,6 +84,7 @@ class Product:
     macs: int
     source: str | None  # the parameter that is one of the factors
     sides: tuple[Side, ...]
+    layer: Layer | None = None  # None for transposed convolutions, products of activations, and ops of neither kind
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from fxprune.shadow.ids import IdTable, Product, Side
+from fxprune.shadow.ids import IdTable, Layer, Product, Side
 from fxprune.shadow.tensor import Call, ShadowTensor
 
 aten = torch.ops.aten
@@ -38,7 +38,23 @@ def note_product(table: IdTable, call: Call) -> None:
         factors = list(call.args[-2:])
         sides = [*(side_of(factors[0], dim) for dim in range(factors[0].dim())), side_of(factors[1], -1)]
     source = next((f.source for f in factors if f.source is not None), None)
-    table.products.append(Product(table.node, macs, source, tuple(sides)))
+    table.products.append(Product(table.node, macs, source, tuple(sides), find_layer(call)))
+
+
+def find_layer(call: Call) -> Layer | None:
+    """Say how a call applies a weight to an activation; None where it does something else."""
+    if call.op.overloadpacket in CONVOLUTIONS and not call.argument("transposed"):
+        x, weight = call.args[:2]
+        stride, padding, dilation = (
+            tuple(int(size) for size in call.argument(name)) for name in ("stride", "padding", "dilation")
+        )
+        kernel, rows, columns = tuple(weight.shape[2:]), side_of(weight, 0), side_of(weight, 1)
+        return Layer(tuple(x.shape), kernel, stride, padding, dilation, call.argument("groups"), rows, columns)
+    if call.op.overloadpacket in (aten.mm, aten.addmm):
+        x, weight = call.args[-2:]
+        if weight.source is not None and x.source is None:
+            return Layer(tuple(x.shape), (), (), (), (), 1, side_of(weight, 1), side_of(weight, 0))
+    return None
 
 
 def side_of(t: Tensor, dim: int) -> Side:

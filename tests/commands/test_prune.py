@@ -146,7 +146,7 @@ def test_a_conversion_that_differs_exits_with_3(
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--target", "latncy=0.5", ["latncy", "macs, params, sparsity"]),
+        ("--target", "latncy=0.5", ["latncy", "macs, params, sparsity, latency", "did you mean latency?"]),
         ("--target", "macs=half", ["macs=half", "macs=0.5"]),
         ("--target", "macs=1.5", ["between 0 and 1"]),
         ("--target", "macs=0.0001", ["cannot be reached"]),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import FxpruneError, PatternError, TargetError
 from fxprune.methods.targets import Target
-from fxprune.methods.unit_costs import Choice, Term, UnitCosts, group_units
+from fxprune.methods.unit_costs import Choice, Steps, Term, UnitCosts, group_units
 from fxprune.methods.weight_costs import WeightCosts
 from fxprune.model import PreparedModel
 from fxprune.passes.bake_masks import bake_masks
@@ -357,6 +357,54 @@ def test_the_search_finds_what_closing_one_by_one_finds(seed: int) -> None:
         scores = torch.rand(100, dtype=torch.float64)
         choice: Choice = costs.choose(scores, share)
         assert torch.equal(choice.magnitudes > choice.thresholds, choose_by_hand(costs, scores, share))
+
+
+def stepped_costs(**arguments: int) -> UnitCosts:
+    """60 rows and 40 columns; a table of what both cost together by blocks of 16 and 8, and twice the rows."""
+    rows, columns = torch.arange(60), torch.cat([torch.tensor([-1]), torch.arange(60, 100)])
+    table = torch.arange(5)[:, None] * 100 * torch.arange(7) ** 2
+    terms = [Term(table, (), (Steps(rows, 16), Steps(columns, 8)), "both"), Term(2, (rows,), name="rows")]
+    return UnitCosts(100, fxprune.Macs(remaining=0.5, **arguments), [rows, columns], terms)
+
+
+def test_a_table_is_read_at_the_next_step() -> None:
+    costs = stepped_costs()
+    assert int(costs.total) == 4 * 100 * 36 + 120
+    left = torch.tensor([[60, 40], [48, 39], [49, 40], [16, 7], [1, 0], [0, 40]])
+    assert costs.cost(left).tolist() == [14520, 3 * 2500 + 96, 4 * 3600 + 98, 132, 102, 0]
+    assert costs.list_shares(left[1]) == pytest.approx(
+        {"both": 7500 / 7596, "rows": 96 / 7596, "what no width changes": 0}
+    )
+
+
+def test_a_measurement_adds_what_no_width_changes() -> None:
+    costs = stepped_costs()
+    left, half = torch.tensor([48, 39]), costs.cost(costs.size) // 2
+    for measured in (0.7, 0.4, 0.55):
+        costs.calibrate(left, measured)
+        assert int(costs.cost(left)) / int(costs.total) == pytest.approx(measured, abs=1e-3)
+        assert int(costs.cost(costs.size)) == int(costs.total)
+    costs.calibrate(left, 7596 / 14520)
+    assert int(costs.constant) == 0
+    assert int(costs.cost(costs.size)) // 2 == int(half)
+
+
+def test_blocks_that_go_beyond_are_exchanged_for_smaller_ones() -> None:
+    costs, in_order = stepped_costs(align=4), stepped_costs(align=4)
+    in_order.is_measured = False
+    gained = []
+    for seed in range(8):
+        scores = torch.rand(100, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        reached = []
+        for each in (in_order, costs):
+            choice = each.choose(scores, 0.4)
+            is_open = choice.magnitudes > choice.thresholds
+            for mine in (costs.group == 0, costs.group == 1):
+                assert scores[mine & ~is_open].max() < scores[mine & is_open].min()
+            reached.append(int(costs.cost(torch.bincount(costs.group[is_open], minlength=2))))
+        assert reached[0] <= reached[1] <= int(costs.limit(0.4))
+        gained.append(reached[1] - reached[0])
+    assert max(gained) > 0.05 * int(costs.total)
 
 
 def test_units_of_one_group_stand_at_the_same_places_equally_often() -> None:

@@ -1,0 +1,25 @@
+"""What did a conversion remove, and what could it not?"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion removed, what it could not, and how exact it is."""
+
+    parameters_before: int
+    parameters_after: int
+    units_removed: int
+    kept: dict[str, int]  # closed units that stay, by reason
+    error: float | None  # largest output difference, relative to the outputs' range; None if not checked
+    method: str | None = None  # that of the prepared model, as its call is written
+    target: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.parameters_before:,} parameters became {self.parameters_after:,}"]
+        lines += [f"{self.units_removed:,} units went"]
+        lines += [f"{count:,} closed units stay: {reason}" for reason, count in self.kept.items()]
+        checked = (
+            f"largest difference {self.error:.1e} of the outputs' range" if self.error is not None else "not checked"
+        )
+        return "\n".join([*lines, checked])
