@@ -103,7 +103,7 @@ def main() -> None:
     wanted = {case: [run_options(case, common, options.epochs, seed) for seed in options.seeds] for case in cases}
     results = read_results(options.results)
     missing = [run for runs in wanted.values() for run in runs if key_of(run) not in results]
-    for number, run in enumerate(missing, 1):
+    for number, run in enumerate([] if options.table_only else missing, 1):
         print(f"{number} of {len(missing)}: {' '.join(run)}", flush=True)
         results[key_of(run)] = result = train(run, options.seconds)
         with options.results.open("a", encoding="utf-8") as file:
@@ -129,6 +129,7 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time of the latency")
     parser.add_argument("--results", type=Path, default=Path("runs/methods.jsonl"), help="a line for each finished run")
     parser.add_argument("--table", type=Path, default=Path("runs/methods.md"), help="the Markdown to write")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: write the table of what is there")
     options = parser.parse_args(arguments[:end])
     options.results.parent.mkdir(parents=True, exist_ok=True)
     return options, arguments[end + 1 :]
@@ -200,7 +201,8 @@ def describe(
     rows = [make_row(case, of_case) for case, of_case in found.items()]
     headers = ["method", "gates", "masked", "accuracy", "before conversion", "after", "same class"]
     headers += ["parameters", "not zero", "MACs", "ms at batch 1", "ms at batch 8", "speed-up"]
-    settings = f"{options.model} on {Path(options.dataset).name}, recipe {options.recipe} {' '.join(passed_on)}".strip()
+    more = " ".join(Path(each).name for each in passed_on)  # no folders of this machine
+    settings = f"{options.model} on {Path(options.dataset).name}, recipe {options.recipe} {more}".strip()
     return TEXT.format(
         settings=settings,
         epochs=options.epochs,
