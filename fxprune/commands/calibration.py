@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 
@@ -29,6 +29,22 @@ def read_batches(path: Path) -> list[Tensor | dict[str, Tensor]]:
     if len(lengths) != 1 or lengths == {0}:
         raise FxpruneError(f"--calibrate {path}: give arrays of the same number of samples, at least one")
     return list(cut(arrays, lengths.pop()))
+
+
+def require_fit(model: nn.Module, path: Path, batches: list[Tensor | dict[str, Tensor]]) -> None:
+    """Refuse inputs that the model does not run on, before the time is spent; the model is in eval mode."""
+    first = batches[0]
+    try:
+        with torch.no_grad():
+            model(**first) if isinstance(first, dict) else model(first)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        arrays = first if isinstance(first, dict) else {"its array": first}
+        found = ", ".join(f"{name} {tuple(array.shape)} of {array.dtype}" for name, array in arrays.items())
+        reason = str(error).partition("\n")[0]
+        raise FxpruneError(
+            f"--calibrate {path}: the model does not run on its first batch, {found} ({reason}); give inputs as the "
+            "model takes them, one array, or one by the name of each input"
+        ) from error
 
 
 def cut(arrays: dict[str, Tensor], samples: int) -> Iterator[Tensor | dict[str, Tensor]]:

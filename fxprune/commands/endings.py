@@ -27,10 +27,12 @@ def end_in_a_sentence() -> Iterator[None]:
 
 
 def require_writable(*paths: Path | None) -> None:
-    """Refuse files that could not be written later, before the time is spent; what stands in them stays."""
-    for path in paths:
-        if path is None:
-            continue
+    """Refuse files that could not be written later, or twice, before the time is spent; what stands in them stays."""
+    given = [path for path in paths if path is not None]
+    places = [path.resolve() for path in given]
+    for path in given:
+        if places.count(path.resolve()) > 1:
+            raise FxpruneError(f"{path} is given for two files, and one would overwrite the other; give another file")
         is_new = not path.exists()
         try:
             with path.open("a", encoding="utf-8"):

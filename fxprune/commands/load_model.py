@@ -122,16 +122,16 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
-def make_inputs(model: nn.Module, name: str, size: str | None) -> tuple[Any, ...]:
-    """Make a batch of the size asked for, or else of two at the size that the model was made for, or of its layers."""
-    if size is not None:
-        return (make_input(model, read_size(size)),)
+def make_inputs(model: nn.Module, name: str, sizes: list[str] | None) -> tuple[Any, ...]:
+    """Make a batch of the sizes asked for, or else of two at the size that the model was made for, or of its layers."""
+    if sizes:
+        return tuple(make_input(model, read_size(size)) for size in sizes)
     if isinstance(model, TracedModel):
         args, kwargs = model.inputs
         return (*args, *kwargs.values())
-    sizes = getattr(model, "default_cfg", None) if name.startswith("timm:") else None
-    if sizes and sizes.get("input_size"):
-        return (make_input(model, (2, *sizes["input_size"])),)
+    settings = getattr(model, "default_cfg", None) if name.startswith("timm:") else None
+    if settings and settings.get("input_size"):
+        return (make_input(model, (2, *settings["input_size"])),)
     if name.startswith("torchvision:") and isinstance(find_first_layer(model), nn.Conv2d):
         side = 299 if "inception" in name else 224
         return (make_input(model, (2, 3, side, side)),)

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:function.")]
-InputSize = Annotated[str | None, typer.Option(metavar="1x3x224x224", help="The size of an input.")]
+InputSize = Annotated[
+    list[str] | None, typer.Option(metavar="1x3x224x224", help="The size of an input; repeatable, in their order.")
+]
 Weights = Annotated[Path | None, typer.Option(help="The model's weights, as .safetensors; or what fxprune.save wrote.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Read weights from a pickle, which can run code.")]
 Align = Annotated[int, typer.Option(help="Widths on multiples of this, such as 16.")]

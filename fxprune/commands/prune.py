@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import fxprune
 from fxprune import export
-from fxprune.commands.calibration import read_batches
+from fxprune.commands.calibration import read_batches, require_fit
 from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
 from fxprune.commands.load_model import load_model, make_inputs
 from fxprune.commands.load_weights import load_weights
@@ -57,6 +57,8 @@ def prune(
         original = load_weights(load_model(model), weights, trust).eval()
         if weights is None and model.startswith(("torchvision:", "timm:")):
             typer.echo(f"{model} has random weights; --weights takes those of a training", err=True)
+        if calibrate is not None and batches is not None:
+            require_fit(original, calibrate, batches)
         inputs = make_inputs(original, model, input)
         with tqdm(STEPS, disable=None, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
 

@@ -52,9 +52,11 @@ def report(
         raise ReportError("a report compares models: give at least two, such as {'dense': model, 'compact': compact}")
     timed = {timing.name: timing.size for timing in benchmark.timings} if benchmark is not None else {}
     names = list(dict.fromkeys([*models, *files, *timed]))
-    for name in accuracy:
+    for name, share in accuracy.items():
         if name not in names:
             raise ReportError(f"accuracy names {name!r}; the networks are {', '.join(names)}")
+        if not 0 <= share <= 1:
+            raise ReportError(f"accuracy of {name!r} is {share}; give a share from 0 to 1, such as 0.91")
     costs = {name: count(model, example_inputs) for name, model in models.items()}
     (first, *_, last) = models.values()
     conversion = getattr(last, "report", None)

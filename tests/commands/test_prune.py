@@ -174,3 +174,28 @@ def test_report_refuses_other_files_in_a_sentence(tmp_path: Path) -> None:
     assert_refused(run("report", tmp_path / "other.json"), "no JSON of a fxprune report")
     assert_refused(run("report", tmp_path / "none.json"), "cannot be read")
     assert_refused(run("report", tmp_path / "other.json", "--html", tmp_path / "page.pdf"), "give .html")
+
+
+def test_one_file_for_two_results_is_refused(model_file: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    out = ["--onnx", tmp_path / "one.onnx", "--dense", tmp_path / "folder" / ".." / "one.onnx"]
+    result = run("prune", model_file, "--target", "macs=0.5", "--input", SIZE, *out)
+    assert_refused(result, "one.onnx is given for two files")
+    assert not (tmp_path / "one.onnx").exists()
+
+
+@pytest.mark.parametrize("images", [np.zeros((4, 1, 8, 8), np.float32), np.zeros((4, 3, 8, 8), np.uint8)])
+def test_calibration_on_inputs_that_do_not_fit_is_refused(images: np.ndarray, model_file: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images)
+    out = ["--onnx", tmp_path / "out.onnx", "--calibrate", tmp_path / "images.npz"]
+    result = run("prune", model_file, "--target", "macs=0.5", "--input", SIZE, *out)
+    assert_refused(result, "images.npz", "its first batch", str(images.shape))
+
+
+def test_each_input_has_its_size(model_file: str, tmp_path: Path) -> None:
+    model = model_file.replace(":net", ":Sum")
+    sizes = ["--input", "2x7", "--input", "2x3"]
+    result = run("prune", model, "--target", "macs=0.5", *sizes, "--onnx", tmp_path / "out.onnx")
+    assert result.exit_code == 0, result.stderr
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx")
+    assert [(found.name, found.shape[1]) for found in session.get_inputs()] == [("left", 7), ("right", 3)]

@@ -153,6 +153,8 @@ def test_wrong_arguments_are_refused_in_sentences(comparison: Comparison, tmp_pa
         fxprune.export.report({"dense": model}, x)
     with pytest.raises(ReportError, match="accuracy names 'small'"):
         fxprune.export.report({"dense": model, "compact": model}, x, accuracy={"small": 1.0})
+    with pytest.raises(ReportError, match=r"accuracy of 'dense' is 91\.0; give a share"):
+        fxprune.export.report({"dense": model, "compact": model}, x, accuracy={"dense": 91.0})
     with pytest.raises(ReportError, match=r"give \.html or \.md or \.json"):
         comparison.write(tmp_path / "report.pdf")
     with pytest.raises(ReportError, match="cannot be written"):
