@@ -37,6 +37,10 @@ class ExportError(FxpruneError):
     """The file could not be written, or the runtime refuses it."""
 
 
+class NothingMeasured(ExportError):
+    """No runtime that was asked for could measure anything; the message gives the reason of each."""
+
+
 class RuntimeUnavailable(ExportError):
     """A runtime that is not installed here, or has no device; the message says which, and how to get it."""
 

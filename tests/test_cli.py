@@ -111,3 +111,12 @@ def test_the_console_script_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys
         main()
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_bench_ends_with_3_where_nothing_could_be_measured(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run("bench", *files, "--runtime", "torch-cuda-graphs", "--batch", "1")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("fxprune: ")

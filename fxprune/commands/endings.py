@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from fxprune.errors import ExactnessError, FxpruneError
+from fxprune.errors import ExactnessError, FxpruneError, NothingMeasured
 
 REFUSED, CHECK_FAILED = 2, 3
 
@@ -23,7 +23,7 @@ def end_in_a_sentence() -> Iterator[None]:
         yield
     except FxpruneError as error:
         typer.echo(f"fxprune: {error}", err=True)
-        raise typer.Exit(CHECK_FAILED if isinstance(error, ExactnessError) else REFUSED) from error
+        raise typer.Exit(CHECK_FAILED if isinstance(error, (ExactnessError, NothingMeasured)) else REFUSED) from error
 
 
 def require_writable(*paths: Path | None) -> None:

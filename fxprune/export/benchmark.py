@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, NothingMeasured
 from fxprune.export.environment import describe_environment, note_moment
 from fxprune.export.interface import ExampleInputs
 from fxprune.export.measurements import Benchmark, NotMeasured, Timing
@@ -109,7 +109,7 @@ def benchmark(
                 names.pop(label, None)
                 not_measured.append(NotMeasured(label, str(error)))
     if not timings:
-        raise ExportError("\n".join(each.reason if len(not_measured) == 1 else str(each) for each in not_measured))
+        raise NothingMeasured("\n".join(each.reason if len(not_measured) == 1 else str(each) for each in not_measured))
     environment = describe_environment(before, note_moment())
     return Benchmark(environment, names, tuple(timings), tuple(not_measured), *profile)
 

@@ -69,6 +69,8 @@ def quantize(
     """
     before, destination = Path(source), Path(path)
     check_file(before)
+    if before.resolve() == destination.resolve():
+        raise ExportError(f"{destination} is the file to quantise; give another one for the result.")
     if not destination.parent.is_dir():
         raise ExportError(f"there is no folder {destination.parent}; create it first, or write elsewhere.")
     original = OrtCpu().load(before, torch.get_num_threads())

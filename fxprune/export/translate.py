@@ -84,7 +84,10 @@ def translate(
         raise ExportError(_explain(type(model).__name__, error, axes)) from error
     assert program is not None
     if program.model.opset_imports[""] != opset:
-        raise ExportError(f"{type(model).__name__} cannot be written in opset {opset}; leave out `opset`.")
+        raise ExportError(
+            f"{type(model).__name__} cannot be written in opset {opset}: torch translates to opset {OPSET}, "
+            "and not all of it can be said in another; leave out `opset`."
+        )
     _part_inputs_from_outputs(program.model.graph, inputs.names)
     _name_axes(program.model, axes)
     return program

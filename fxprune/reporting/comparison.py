@@ -103,7 +103,10 @@ class Comparison:
             return _CONVERTER.structure(json.loads(text), cls)
         except (ValueError, TypeError, AttributeError, cattrs.BaseValidationError) as error:
             reason = "; ".join(cattrs.transform_error(error)[:2]) if isinstance(error, ExceptionGroup) else str(error)
-            raise ReportError(f"this is no JSON of a fxprune report ({reason}); write one by --json") from error
+            raise ReportError(
+                f"this is no JSON of a fxprune report ({reason}); `fxprune prune --json` and "
+                "fxprune.export.report(...).to_json() make one"
+            ) from error
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)

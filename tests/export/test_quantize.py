@@ -80,3 +80,10 @@ def test_batches_that_do_not_fit_are_refused(images: Tensor, file: Path) -> None
     with pytest.raises(ExportError, match=r"cannot quantise .*m\.onnx on these batches: .*invalid dimensions"):
         quantize(file, [images[:, :2]], target)
     assert sorted(each.name for each in file.parent.iterdir()) == ["m.onnx"]
+
+
+def test_the_file_itself_is_not_overwritten(images: Tensor, file: Path) -> None:
+    content = file.read_bytes()
+    with pytest.raises(ExportError, match="is the file to quantise; give another one"):
+        quantize(file, [images], file.parent / "." / file.name)
+    assert file.read_bytes() == content
