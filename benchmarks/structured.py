@@ -126,13 +126,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     results = read_results(options.results)
     for key in list_runs(options):
-        if key not in results:
+        if key not in results and not options.table_only:
             print(key, flush=True)
             results[key] = run(key, options)
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "result": results[key]}) + "\n")
             options.table.write_text(describe(results, options), encoding="utf-8")
-    print(describe(results, options))
+    text = describe(results, options)
+    options.table.write_text(text, encoding="utf-8")
+    print(text)
 
 
 class Key(NamedTuple):
@@ -161,6 +163,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("runs/structured.jsonl"))
     parser.add_argument("--table", type=Path, default=Path("runs/structured.md"))
+    parser.add_argument("--table-only", action="store_true", help="run nothing: write the table of what is there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.results.parent.mkdir(parents=True, exist_ok=True)
