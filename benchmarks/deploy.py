@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch_pruning
 import torchvision
+from json_lines import add_line, read_lines
 from narrow_networks import BUILDERS, narrow
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -50,19 +51,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/deploy.jsonl"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(record["model"], record["share"]) for record in read_records(options.out)}
+    done = {(record["model"], record["share"]) for record in read_lines(options.out)}
     cases = [(name, share) for name in options.only for share in options.shares if (name, share) not in done]
     for name, share in tqdm(cases, leave=False):
         record = run_case(name, share, options)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        add_line(options.out, record)
         print(format_table([record]), flush=True)
-    print(format_table(read_records(options.out)))
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    print(format_table(read_lines(options.out)))
 
 
 def run_case(name: str, share: float, options: argparse.Namespace) -> dict[str, Any]:

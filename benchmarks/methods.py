@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime
 import torch
+from json_lines import add_line, read_lines
 from tabulate import tabulate
 
 TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
@@ -106,8 +107,7 @@ def main() -> None:
     for number, run in enumerate([] if options.table_only else missing, 1):
         print(f"{number} of {len(missing)}: {' '.join(run)}", flush=True)
         results[key_of(run)] = result = train(run, options.seconds)
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": run, "result": result}) + "\n")
+        add_line(options.results, {"run": run, "result": result})
         write_table(wanted, results, options, passed_on)
     print(write_table(wanted, results, options, passed_on))
 
@@ -131,7 +131,6 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--table", type=Path, default=Path("runs/methods.md"), help="the Markdown to write")
     parser.add_argument("--table-only", action="store_true", help="run nothing: write the table of what is there")
     options = parser.parse_args(arguments[:end])
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     return options, arguments[end + 1 :]
 
 
@@ -161,15 +160,8 @@ def key_of(run: list[str]) -> str:
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the results of all finished runs, by their options; a last line that was cut off is none."""
-    results = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        results[key_of(found["run"])] = found["result"]
-    return results
+    """Read the results of all finished runs, by their options."""
+    return {key_of(found["run"]): found["result"] for found in read_lines(path)}
 
 
 def train(run: list[str], seconds: float) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 import torchvision
+from json_lines import add_line, read_lines
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -84,15 +84,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.trained is not None and len(options.only) != 1:
         parser.error("--trained takes --only with the network that was trained")
-    done = read_results(options.results)
+    done = read_lines(options.results)
     for case in list_cases(options):
         if any(line["case"] == asdict(case) for line in done):
             continue
         rows = measure(case, options.trained, options.seconds)
         done.append({"case": asdict(case), "rows": rows})
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(done[-1]) + "\n")
+        add_line(options.results, done[-1])
         print(show([done[-1]]), file=sys.stderr, flush=True)
     print(show(done))
 
@@ -106,11 +104,6 @@ def list_cases(options: argparse.Namespace) -> Iterator[Case]:
         options.only, masks, options.threads, options.batch
     ):
         yield Case(network, kind, reduction, threads, batch, options.runtime, options.ablation)
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read what was measured before."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def measure(case: Case, trained: Path | None, seconds: float) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+from json_lines import add_line, read_lines
 from placements import PLACEMENTS, settle
 
 import fxprune
@@ -129,12 +129,9 @@ def main() -> None:
         if key not in results and not options.table_only:
             print(key, flush=True)
             results[key] = run(key, options)
-            with options.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "result": results[key]}) + "\n")
-            options.table.write_text(describe(results, options), encoding="utf-8")
-    text = describe(results, options)
-    options.table.write_text(text, encoding="utf-8")
-    print(text)
+            add_line(options.results, {"key": key, "result": results[key]})
+            write_table(results, options)
+    print(write_table(results, options))
 
 
 class Key(NamedTuple):
@@ -180,9 +177,7 @@ def list_runs(options: argparse.Namespace) -> Iterator[Key]:
 
 
 def read_results(path: Path) -> dict[Key, dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [json.loads(line) for line in lines]
-    return {Key(*each["key"]): each["result"] for each in found}
+    return {Key(*found["key"]): found["result"] for found in read_lines(path)}
 
 
 def run(key: Key, options: argparse.Namespace) -> dict[str, Any]:
@@ -295,6 +290,13 @@ def read_as_projections(path: str, model: nn.Module) -> dict[str, Tensor]:
         else:
             values[name] = torch.ones_like(own) if name.endswith("var") else torch.zeros_like(own)
     return values
+
+
+def write_table(results: Mapping[Key, dict[str, Any]], options: argparse.Namespace) -> str:
+    """Write the table of what is there so far, and return it."""
+    text = describe(results, options)
+    options.table.write_text(text, encoding="utf-8")
+    return text
 
 
 def describe(results: Mapping[Key, dict[str, Any]], options: argparse.Namespace) -> str:

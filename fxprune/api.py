@@ -148,14 +148,14 @@ def convert(
         raise FxpruneError(f"align={align}: give 1 or more, the number of which widths shall be multiples")
     check_into(into)
     inputs = find_inputs(model, example_inputs)
+    masks = model.fxprune if isinstance(model, PreparedModel) else None
     if isinstance(model, PreparedModel):
         check_unchanged(model)
         find_masked(model, model.fxprune)
         source = bake_masks(model)
     else:
         source = trace_source(model, inputs, check)
-    masked = isinstance(model, PreparedModel)
-    traced = fit_inputs(source, inputs, floats=masked)
+    traced = fit_inputs(source, inputs, floats=masks is not None)
     channels = analyse(source, whole_heads=not isinstance(model, PreparedModel) or model.whole_heads)
     closed = find_closed(model, channels) if isinstance(model, PreparedModel) else None
     compact, plan = shrink_all(source, channels, closed, align)
@@ -170,9 +170,8 @@ def convert(
                 "model; until it is mended leave that layer out with exclude=[...]"
             ) from wrong
     compact.compile_graphs()
-    step = record_step(model, source, traced, channels, plan, masked)
+    step = record_step(model, source, traced, channels, plan, masks is not None)
     compact.steps = (*(model.steps if isinstance(model, TracedModel) else ()), step)
-    masks = model.fxprune if isinstance(model, PreparedModel) else None
     report = Report(
         parameters_before=count(source),
         parameters_after=count(compact),

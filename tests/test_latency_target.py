@@ -11,8 +11,8 @@ from fxprune import meet_latency
 from fxprune.errors import ExportError, RuntimeUnavailable, TargetError
 from fxprune.export.runtimes import registry
 from fxprune.methods.unit_costs import UnitCosts
-from fxprune.model import PreparedModel
 from fxprune.passes import measure_latency
+from tests.costs import costs_of, open_units
 from tests.exactness import randomise
 from tests.formula_runtime import FormulaRuntime
 
@@ -79,17 +79,6 @@ def take(runtime: FormulaRuntime, model: nn.Module, folder: Path, batch: int = 1
     path = fxprune.export.to_onnx(model, torch.randn(IMAGES), folder / "model.onnx", verify=False).path
     session = runtime.load(path, 1)
     return session.bind({session.inputs[0].name: torch.randn(batch, *IMAGES[1:]).numpy()})() * 1e3
-
-
-def costs_of(prepared: PreparedModel) -> UnitCosts:
-    costs = prepared.fxprune.costs
-    assert isinstance(costs, UnitCosts)
-    return costs
-
-
-def open_units(prepared: PreparedModel) -> Tensor:
-    costs = costs_of(prepared)
-    return torch.bincount(costs.group[prepared.fxprune.gates > 0], minlength=len(costs.size))
 
 
 def price_of_a_block(costs: UnitCosts, left: Tensor) -> int:

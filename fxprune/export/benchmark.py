@@ -153,12 +153,11 @@ def _read_networks(
         _require_same_inputs(inputs)
         first = next(iter(inputs.values()))
         feeds: dict[int, Feed] = {size: draw_inputs(first, size, input_shapes) for size in batch_sizes}
+        shapes = {key: array.shape for key, array in feeds[batch_sizes[0]].items()}
         read = []
         for name, network in networks.items():
-            size = batch_sizes[0]
             try:
-                shapes = {key: array.shape for key, array in feeds[size].items()}
-                macs = sum(work.macs for work in count_macs(graphs[name], shapes)) // size
+                macs = sum(work.macs for work in count_macs(graphs[name], shapes)) // batch_sizes[0]
             except ExportError:
                 macs = None
             module = network if isinstance(network, nn.Module) else None

@@ -56,6 +56,7 @@ class OutputCheck:
 def check_outputs(
     labels: tuple[str, ...], expected: list[list[Array]], found: list[list[Array]], batches: Sequence[int]
 ) -> tuple[OutputCheck, ...]:
+    """Compare the outputs of several runs, a list of arrays each; `batches` are the samples of each run."""
     return tuple(
         check_output(label, [run[index] for run in expected], [run[index] for run in found], batches)
         for index, label in enumerate(labels)
@@ -63,6 +64,7 @@ def check_outputs(
 
 
 def check_output(name: str, expected: list[Array], found: list[Array], batches: Sequence[int]) -> OutputCheck:
+    """Compare one output over several runs."""
     if any(want.shape != have.shape for want, have in zip(expected, found, strict=True)):
         return OutputCheck(name, float("inf"), float("inf"), 0.0, False, None)
     argmax = _compare_argmax(expected, found) if expected[0].ndim == 2 else None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from fxprune.export.benchmark import bootstrap_median
+from fxprune.export.benchmark import compare_rounds
 from fxprune.export.onnx import to_onnx
 from fxprune.export.random_inputs import draw_inputs
 from fxprune.export.runtimes.interface import Runtime
@@ -40,5 +38,4 @@ def race(dense: Path, lowered: Path, batch_size: int, runtime: Runtime, threads:
     sessions = {path: runtime.load(path, threads) for path in (dense, lowered)}
     feed = draw_inputs(sessions[dense].inputs, batch_size, {})
     times = time_in_turns({path: session.bind(feed) for path, session in sessions.items()}, SECONDS, ROUNDS)
-    ratios = np.array([np.median(own) / np.median(base) for base, own in zip(*times.values(), strict=True)])
-    return Race(runtime.name, threads, batch_size, float(np.median(ratios)), *bootstrap_median(ratios))
+    return Race(runtime.name, threads, batch_size, *compare_rounds(times[lowered], times[dense]))

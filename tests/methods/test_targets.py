@@ -15,6 +15,7 @@ from fxprune.methods.unit_costs import Choice, Steps, Term, UnitCosts, group_uni
 from fxprune.methods.weight_costs import WeightCosts
 from fxprune.model import PreparedModel
 from fxprune.passes.bake_masks import bake_masks
+from tests.costs import costs_of, open_units
 from tests.exactness import close_units, randomise
 
 
@@ -103,17 +104,6 @@ def run_schedule(model: nn.Module, inputs: Tensor, target: Target, granularity: 
     for _ in range(6):
         scheduler.step()
     return prepared
-
-
-def costs_of(prepared: PreparedModel) -> UnitCosts:
-    costs = prepared.fxprune.costs
-    assert isinstance(costs, UnitCosts)
-    return costs
-
-
-def open_units(prepared: PreparedModel) -> Tensor:
-    costs = costs_of(prepared)
-    return torch.bincount(costs.group[prepared.fxprune.gates > 0], minlength=len(costs.size))
 
 
 def count_cost(model: nn.Module, inputs: Tensor, target: Target) -> int:
