@@ -25,6 +25,7 @@ class Recipe:
     method: As[str, "as a call: 'Feather(p=3)', 'ST3(sigma=True)'; 'none' trains the dense model"] = "none"
     target: As[str | None, "as a call: 'Sparsity(0.9)', 'Macs(remaining=0.5)'; 'none' for the method's own"] = None
     granularity: As[Literal["weight", "stripe", "channel"], "what one gate closes"] = "weight"
+    shapes: As[Literal["free", "rectangles"], "the stripes that a filter keeps: any, or a rectangle"] = "free"
     exclude: As[tuple[str, ...], "layers to leave as they are: names, or globs over names"] = ()
 
     epochs: As[int, "of the training, or of its first phase"] = 160

@@ -120,6 +120,7 @@ def prepare_model(dense: nn.Module, example: Tensor, recipe: Recipe) -> nn.Modul
         method=make(recipe.method),
         target=None if recipe.target is None else make(recipe.target),
         granularity=recipe.granularity,
+        shapes=recipe.shapes,
         exclude=recipe.exclude,
     )
 

@@ -85,11 +85,11 @@ class WeightMask(nn.Module):
         self.factor.copy_(factor.view_as(self.factor))
 
     @torch.no_grad()
-    def measure_squares(self, weight: Tensor) -> Tensor:
-        """Give the squared magnitudes of stripes one by one, [filters, height, width]."""
+    def measure_stripes(self, weight: Tensor) -> Tensor:
+        """Give the magnitudes of stripes one by one, [filters, height, width]."""
         source = weight if self.variable is None else self.variable
         values = source.detach().to(self.threshold.dtype).square()
-        return (values if self.kept is None else values * self.kept).mean(self.shared)
+        return (values if self.kept is None else values * self.kept).mean(self.shared).sqrt()
 
     @torch.no_grad()
     def take_rectangles(self, inside: Tensor) -> None:

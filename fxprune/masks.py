@@ -16,11 +16,11 @@ from fxprune.errors import FxpruneError, TargetError
 from fxprune.mask_modules import Alive, UnitMask, WeightMask
 from fxprune.methods.base import Method
 from fxprune.methods.scores import Slice
-from fxprune.methods.shapes import choose_rectangles, find_price
+from fxprune.methods.shapes import choose_rectangles, select_rectangle_threshold
 from fxprune.methods.targets import Target
-from fxprune.methods.threshold import layer_threshold, refuse_unfinite
+from fxprune.methods.threshold import layer_threshold, refuse_unfinite, select_priced_threshold
 from fxprune.methods.unit_costs import UnitCosts
-from fxprune.methods.weight_costs import WeightCosts
+from fxprune.methods.weight_costs import Select, WeightCosts
 from fxprune.sharding import gather, spread
 
 Granularity = Literal["weight", "stripe", "channel"]
@@ -225,22 +225,27 @@ class Masks(nn.Module):
             mask.refresh(parameters[mask.parameter], layer_threshold(threshold, scales[mask.parameter]))
 
     def _find_thresholds(
-        self, measured: Mapping[str, Tensor], sparsity: float, scales: Mapping[str, float]
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        measured: Mapping[str, Tensor],
+        sparsity: float,
+        scales: Mapping[str, float],
+        select: Select = select_priced_threshold,
+    ) -> dict[str, Tensor]:
         constant = self.method.find_threshold()
         if constant is None and isinstance(self.costs, WeightCosts):
-            return self.costs.choose(measured, sparsity, scales)
+            return self.costs.choose(measured, sparsity, scales, select)
         return dict.fromkeys(measured, torch.full_like(self.threshold, constant or 0.0))
 
     def _refresh_rectangles(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
         masks = self._weight_masks()
         scales = {mask.parameter: self.method.scale(parameters[mask.parameter]) for mask in masks}
-        squares = {m.parameter: m.measure_squares(parameters[m.parameter]) / scales[m.parameter] ** 2 for m in masks}
-        constant = self.method.find_threshold()
-        threshold = find_price(squares, sparsity) if constant is None else torch.full_like(self.threshold, constant)
-        self.threshold.copy_(threshold)
+        measured = {mask.parameter: mask.measure_stripes(parameters[mask.parameter]) for mask in masks}
+        thresholds = self._find_thresholds(measured, sparsity, scales, select_rectangle_threshold)
+        self.threshold.copy_(max(thresholds.values()))
+        inside = choose_rectangles({name: values / scales[name] for name, values in measured.items()}, thresholds)
         for mask in masks:
-            mask.take_rectangles(choose_rectangles(squares[mask.parameter], threshold.square()))
+            mask.take_rectangles(inside[mask.parameter])
+            threshold = thresholds[mask.parameter]
             learns = mask.variable is not None  # what lies in a rectangle is open, whatever its own magnitude
             own = torch.zeros_like(threshold) if learns else layer_threshold(threshold, scales[mask.parameter])
             mask.refresh(parameters[mask.parameter], own)

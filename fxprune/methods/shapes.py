@@ -13,12 +13,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
-from fxprune.methods.threshold import count_closed
 from fxprune.stripes.rectangles import progressions
 
 MOST_SHAPES = 4
@@ -29,8 +29,8 @@ _BISECTIONS = 24
 
 @functools.cache
 def list_rectangles(height: int, width: int) -> Tensor:
-    """List the lattice rectangles of a kernel, float32 [rectangles, height * width], 1 inside."""
-    found = []
+    """List the empty and the lattice rectangles of a kernel, float32 [rectangles, height * width], 1 inside."""
+    found = [torch.zeros(height * width)]
     for rows, columns in itertools.product(progressions(list(range(height))), progressions(list(range(width)))):
         inside = torch.zeros(height, width)
         inside[rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step] = 1
@@ -38,36 +38,81 @@ def list_rectangles(height: int, width: int) -> Tensor:
     return torch.stack(found)
 
 
-def choose_rectangles(squares: Tensor, price: Tensor | float) -> Tensor:
-    """Give the stripes in their filter's rectangle, from the squared magnitudes, both [filters, height, width]."""
-    table = list_rectangles(squares.size(1), squares.size(2)).to(squares)
-    values = (squares.flatten(1) - price) @ table.T
-    best, chosen = torch.zeros_like(values[:, 0]), []
-    for _ in range(min(MOST_SHAPES, len(table))):
-        shape = torch.maximum(values, best[:, None]).sum(0).argmax()
-        chosen.append(shape)
-        best = torch.maximum(best, values.index_select(1, shape[None])[:, 0])
-    shapes = torch.stack(chosen)
-    value, which = values[:, shapes].max(1)
-    return ((table[shapes][which] > 0) & (value > 0)[:, None]).view_as(squares)
+def choose_rectangles(layers: Mapping[str, Tensor], thresholds: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    """Give the stripes in their filter's rectangle, of each layer, from all magnitudes: [filters, height, width]."""
+    chosen: dict[str, Tensor] = {}
+    for kernel, values in _join(layers).items():
+        prices = torch.stack([torch.as_tensor(thresholds[name]) ** 2 for name in values.names])
+        inside = list_rectangles(*kernel).bool().to(values.worth.device)[values.choose(prices)]
+        parts = inside.view(-1, *kernel).split(values.filters.tolist())
+        chosen.update(zip(values.names, parts, strict=True))
+    return {name: chosen[name] for name in layers}
 
 
-def find_price(layers: Mapping[str, Tensor], sparsity: float) -> Tensor:
-    """Give the least threshold T, to 7 digits, at which rectangles close the share `sparsity` of all stripes together.
+def select_rectangle_threshold(
+    layers: Mapping[str, Tensor],
+    closed: int,
+    scales: Mapping[str, float] | None = None,
+    prices: Mapping[str, int] | None = None,
+) -> Tensor:
+    """Give the least threshold T, to 7 digits, at which the stripes outside of rectangles cost `closed` or more.
 
-    `layers` are the squared magnitudes, [filters, height, width] each. A sparsity of 0 or less gives 0.
+    `layers` are magnitudes of stripes, [filters, height, width] each; all else is as for `select_priced_threshold`.
     """
     first = next(iter(layers.values()))
-    total = sum(squares.numel() for squares in layers.values())
-    wanted = count_closed(total, sparsity)
-    largest = max(float(squares.max()) for squares in layers.values())
-    if not largest < torch.inf:
+    scaled = {name: values / (scales or {}).get(name, 1.0) for name, values in layers.items()}
+    largest = torch.stack([values.max() for values in scaled.values()]).max()
+    if not bool(largest.isfinite()):
         raise FxpruneError("weights are NaN or infinite, so no threshold exists; lower the learning rate")
-    if wanted == 0:
-        return torch.zeros((), dtype=first.dtype, device=first.device)
-    low, high = 0.0, largest * 1.001  # at which nothing stays
+    low = first.new_zeros(())
+    if closed <= 0:
+        return low
+    joined = _join(scaled)
+    costs = {key: torch.tensor([(prices or {}).get(name, 1) for name in each.names]) for key, each in joined.items()}
+    total = sum((prices or {}).get(name, 1) * values.numel() for name, values in layers.items())
+    high = largest * 1.001  # at which nothing stays
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        kept = sum(int(choose_rectangles(squares, middle).sum()) for squares in layers.values())
-        low, high = (low, middle) if total - kept >= wanted else (middle, high)
-    return torch.tensor(high**0.5, dtype=first.dtype, device=first.device)
+        kept = sum(each.count_cost(middle**2, costs[key]) for key, each in joined.items())
+        low, high = (low, middle) if total - kept >= closed else (middle, high)
+    return high
+
+
+class _Joined(NamedTuple):
+    """The filters of all layers of one kernel size, one after the other."""
+
+    names: list[str]
+    filters: Tensor  # of each layer, int64 [layers]
+    worth: Tensor  # of each rectangle to each filter if stripes cost nothing, [filters, rectangles]; the first is empty
+    sizes: Tensor  # of the rectangles, [rectangles]
+
+    def choose(self, prices: Tensor) -> Tensor:
+        """Give each filter the number of its rectangle, at the price of a stripe in each layer, [layers]."""
+        of_filter = torch.arange(len(self.names), device=self.worth.device).repeat_interleave(self.filters)
+        values = self.worth - prices.to(self.worth)[of_filter, None] * self.sizes
+        best, which = values[:, 0].clone(), torch.zeros_like(of_filter)
+        for _ in range(min(MOST_SHAPES, len(self.sizes) - 1)):
+            sums = torch.segment_reduce(torch.maximum(values, best[:, None]), "sum", lengths=self.filters)
+            shape = sums.argmax(1)[of_filter]
+            value = values.gather(1, shape[:, None])[:, 0]
+            which = torch.where(value > best, shape, which)
+            best = torch.maximum(best, value)
+        return which
+
+    def count_cost(self, price: Tensor, costs: Tensor) -> int:
+        """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
+        sizes = self.sizes[self.choose(price.expand(len(self.names)))].double()
+        return int((torch.segment_reduce(sizes, "sum", lengths=self.filters).cpu() * costs).sum())
+
+
+def _join(layers: Mapping[str, Tensor]) -> dict[tuple[int, int], _Joined]:
+    kernels: dict[tuple[int, int], list[str]] = {}
+    for name, magnitudes in layers.items():
+        kernels.setdefault((magnitudes.size(1), magnitudes.size(2)), []).append(name)
+    joined = {}
+    for kernel, names in kernels.items():
+        squares = torch.cat([layers[name].flatten(1).square() for name in names])
+        table = list_rectangles(*kernel).to(squares)
+        filters = torch.tensor([len(layers[name]) for name in names], device=squares.device)
+        joined[kernel] = _Joined(names, filters, squares @ table.T, table.sum(1))
+    return joined

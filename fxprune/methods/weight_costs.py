@@ -6,13 +6,19 @@ All gates of a layer cost the same, and what no gate holds costs what it did:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fxprune.methods.targets import Target
 from fxprune.methods.threshold import count_closed, select_priced_threshold
+
+Select = Callable[
+    [Mapping[str, Tensor], int, Mapping[str, float] | None, Mapping[str, int] | None],
+    Tensor,
+]
+"""Takes magnitudes, the cost that goes, scales and prices, and gives a threshold, as `select_priced_threshold` does."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,13 @@ class WeightCosts:
     total: int | None = None
     own: Mapping[str, float] = field(default_factory=dict)
 
-    def choose(self, magnitudes: Mapping[str, Tensor], share: float, scales: Mapping[str, float]) -> dict[str, Tensor]:
+    def choose(
+        self,
+        magnitudes: Mapping[str, Tensor],
+        share: float,
+        scales: Mapping[str, float],
+        select: Select = select_priced_threshold,
+    ) -> dict[str, Tensor]:
         """Give each layer the threshold, on |w| / scale, at which `share` of the cost is gone.
 
         Raises FxpruneError for magnitudes that are NaN or infinite.
@@ -42,10 +54,10 @@ class WeightCosts:
         if self.target.scope == "layer":
             wanted |= {name: math.ceil(sizes[name] * left / max(most, 1)) for name in free}
         else:
-            common = select_priced_threshold(free, left, scales, self.prices)
+            common = select(free, left, scales, self.prices)
             thresholds = dict.fromkeys(free, common)
         return thresholds | {
-            name: select_priced_threshold({name: magnitudes[name]}, closed, scales) for name, closed in wanted.items()
+            name: select({name: magnitudes[name]}, closed, scales, None) for name, closed in wanted.items()
         }
 
     def count_total(self, sizes: Mapping[str, int]) -> int:

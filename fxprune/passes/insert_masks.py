@@ -50,11 +50,6 @@ def insert_weight_masks(
     At stripe granularity those are the convolutions, and a gate holds for all input channels of a position; with
     `rectangles` what a filter keeps is a rectangle of its kernel.
     """
-    if rectangles and target is not None and (target.cost != "gates" or target.scope == "layer" or target.overrides):
-        raise TargetError(
-            f"target={target}: rectangles are priced over all layers alike; give Sparsity(0.5) alone, "
-            "or leave shapes='rectangles' out"
-        )
     masks = Masks(method, target, granularity, rectangles=rectangles)
     gates: dict[str, int] = {}
     shared = find_called_parameters(model)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import TargetError
 from fxprune.methods.base import Method
-from fxprune.methods.shapes import MOST_SHAPES, choose_rectangles, find_price, list_rectangles
+from fxprune.methods.shapes import MOST_SHAPES, choose_rectangles, list_rectangles, select_rectangle_threshold
+from fxprune.methods.threshold import count_closed
 from fxprune.stripes.rectangles import find_hull
 from tests.methods.test_contract import Residual, make_optimizer, train
 
@@ -25,42 +26,44 @@ METHODS = [
 ]
 
 
-def values_of(squares: Tensor, inside: Tensor, price: float) -> Tensor:
-    return ((squares - price) * inside).flatten(1).sum(1)
+def values_of(magnitudes: Tensor, inside: Tensor, threshold: float) -> Tensor:
+    return ((magnitudes.square() - threshold**2) * inside).flatten(1).sum(1)
 
 
-def test_a_kernel_of_three_has_49() -> None:
-    assert list_rectangles(3, 3).shape == (49, 9)
-    assert list_rectangles(1, 1).tolist() == [[1.0]]
+def test_a_kernel_of_three_has_49_and_the_empty_one() -> None:
+    assert list_rectangles(3, 3).shape == (1 + 49, 9)
+    assert list_rectangles(1, 1).tolist() == [[0.0], [1.0]]
 
 
 def test_one_filter_takes_the_best_of_all() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        squares = torch.rand(1, 3, 3, generator=generator)
-        chosen = choose_rectangles(squares, 0.6)
-        best = max(0.0, *(float(values_of(squares, each.view(1, 3, 3), 0.6)) for each in list_rectangles(3, 3)))
-        assert float(values_of(squares, chosen, 0.6)) == pytest.approx(best, abs=1e-6)
+        magnitudes = torch.rand(1, 3, 3, generator=generator).sqrt()
+        chosen = choose_rectangles({"a": magnitudes}, {"a": 0.75})["a"]
+        best = max(0.0, *(float(values_of(magnitudes, each.view(1, 3, 3), 0.75)) for each in list_rectangles(3, 3)))
+        assert float(values_of(magnitudes, chosen, 0.75)) == pytest.approx(best, abs=1e-6)
 
 
 def test_a_layer_shares_few_shapes() -> None:
-    squares = torch.rand(200, 3, 3, generator=torch.Generator().manual_seed(0))
-    inside = choose_rectangles(squares, 0.5)
+    magnitudes = torch.rand(200, 3, 3, generator=torch.Generator().manual_seed(0)).sqrt()
+    inside = choose_rectangles({"a": magnitudes}, {"a": 0.7})["a"]
     assert 2 <= len({tuple(each.flatten().tolist()) for each in inside if each.any()}) <= MOST_SHAPES
 
 
 def test_free_stripes_of_one_position_are_the_usual_threshold() -> None:
-    squares = torch.rand(50, 1, 1, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(choose_rectangles(squares, 0.3), squares > 0.3)
+    magnitudes = torch.rand(50, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(choose_rectangles({"a": magnitudes}, {"a": 0.3})["a"], magnitudes > 0.3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_the_price_closes_the_share(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    layers = {"a": torch.rand(64, 3, 3, generator=generator), "b": 0.3 * torch.rand(32, 5, 5, generator=generator)}
-    threshold = find_price(layers, share)
-    inside = [choose_rectangles(squares, threshold.square()) for squares in layers.values()]
-    closed = float(torch.cat([each.flatten() for each in inside]).logical_not().double().mean())
+    squares = {"a": torch.rand(64, 3, 3, generator=generator), "b": 0.3 * torch.rand(32, 5, 5, generator=generator)}
+    layers = {name: each.sqrt() for name, each in squares.items()}
+    total = sum(magnitudes.numel() for magnitudes in layers.values())
+    threshold = select_rectangle_threshold(layers, count_closed(total, share))
+    inside = choose_rectangles(layers, dict.fromkeys(layers, threshold))
+    closed = float(torch.cat([each.flatten() for each in inside.values()]).logical_not().double().mean())
     assert closed == pytest.approx(share, abs=0.03)
     assert closed >= share
 
@@ -91,6 +94,34 @@ def test_what_training_prunes_is_rectangles_and_can_be_lowered(method: Method) -
     compact = fxprune.convert(prepared)
     lowered = fxprune.lower_stripes(compact)
     torch.testing.assert_close(lowered(x), prepared(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        fxprune.Macs(remaining=0.5),
+        fxprune.Params(remaining=0.5),
+        fxprune.Sparsity(0.5, scope="layer"),
+        fxprune.Macs(remaining=0.5, overrides={"second": 0.2}),
+    ],
+    ids=str,
+)
+def test_rectangles_meet_every_target_of_stripes(target: fxprune.Target) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    prepared = fxprune.prepare(Residual(), x, target=target, granularity="stripe", shapes="rectangles")
+    fxprune.Scheduler(prepared, optimizer := make_optimizer(prepared), total_steps=5)
+    train(prepared, optimizer, 5)
+    masks = list(prepared.fxprune.weight_masks.values())
+    closed = {mask.parameter: int((~mask.inside).sum()) for mask in masks}
+    sizes = {mask.parameter: mask.inside.numel() for mask in masks}
+    if target.scope == "layer":
+        assert all(0.5 <= closed[name] / sizes[name] < 0.6 for name in closed)
+    if target.overrides:
+        assert closed["second.weight"] / sizes["second.weight"] == pytest.approx(0.8, abs=1 / 12)  # of 12 filters
+    costs = prepared.fxprune.costs
+    gone = costs.sum_costs(closed) / costs.count_total(sizes)
+    assert 0.5 <= gone < 0.53  # rectangles close several stripes at a time
 
 
 def test_rectangles_are_for_stripes() -> None:

@@ -498,10 +498,6 @@ def test_layers_of_weights_may_have_a_share_of_their_own(granularity: str) -> No
 
 def test_weights_refuse_what_is_for_widths_and_what_is_out_of_reach() -> None:
     inputs = torch.randn(IMAGES)
-    with pytest.raises(TargetError, match="rectangles are priced over all layers alike"):
-        fxprune.prepare(
-            Residual(), inputs, target=fxprune.Macs(remaining=0.5), granularity="stripe", shapes="rectangles"
-        )
     with pytest.raises(TargetError, match="align=8 is for widths"):
         fxprune.prepare(Residual(), inputs, target=fxprune.Sparsity(0.5, align=8), granularity="weight")
     target = fxprune.Params(remaining=0.4)
