@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -270,3 +272,12 @@ def test_a_constant_table_loses_no_coordinates() -> None:
     assert prepared.fxprune.gates.numel() == 12
     compact = fxprune.convert(prepared)
     assert not compact.report.kept  # no row of the table was taken for one that nobody reads
+
+
+def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
+    code = "import fxprune.prune, fxprune.penalty, fxprune.param_groups, fxprune.inspection.inspect, fxprune as f; "
+    code += "assert all(map(callable, (f.prune, f.penalty, f.param_groups, f.inspect))); from fxprune import *; Feather"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert set(dir(fxprune)) >= {"prepare", "convert", "export", "errors"}
+    with pytest.raises(AttributeError, match="perpare"):
+        fxprune.perpare  # noqa: B018

@@ -1,6 +1,7 @@
 """Does the command line do what its options say, and refuse in one sentence?"""
 
 import json
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_the_version_is_shown() -> None:
     assert run("--version").stdout == f"fxprune {version('fxprune')}\n"
+
+
+def test_help_and_version_do_not_wait_for_torch() -> None:
+    code = "import sys, fxprune.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_help_names_both_commands() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+import fxprune
 from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
 from fxprune.commands.options import Batch, Layers, Seconds, Threads
 from fxprune.commands.settings import read_numbers
@@ -25,15 +26,13 @@ def bench(
 ) -> None:
     """Time ONNX files in turns, on one or several runtimes."""
     with end_in_a_sentence():
-        from fxprune.export import benchmark
-
         sizes, counts = read_numbers("--batch", batch), read_numbers("--threads", threads)
         names = [str(path) for path in files]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise FxpruneError(f"{twice} is given twice; give two files to compare")
         require_writable(json)
-        result = benchmark(
+        result = fxprune.export.benchmark(
             dict(zip(names, files, strict=True)),
             runtimes=runtime.split(","),
             batch_sizes=sizes,

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
+import fxprune
 from fxprune.commands.endings import end_in_a_sentence, require_writable
-from fxprune.commands.load_model import load_model, make_inputs
-from fxprune.commands.load_weights import load_weights
 from fxprune.commands.options import InputSize, Model, Trust, Weights
-from fxprune.export.onnx import Precision, to_onnx
-from fxprune.export.translate import OPSET
+from fxprune.onnx_choices import OPSET, Precision
 
 
 def export(
@@ -24,7 +22,10 @@ def export(
 ) -> None:
     """Write a model, or what fxprune.save wrote of it, as one ONNX file, and compare the file with the model."""
     with end_in_a_sentence():
+        from fxprune.commands.load_model import load_model, make_inputs
+        from fxprune.commands.load_weights import load_weights
+
         require_writable(onnx)
         made = load_weights(load_model(model), weights, trust)
         inputs = make_inputs(made, model, input)
-        typer.echo(to_onnx(made, inputs, onnx, precision=precision, opset=opset))
+        typer.echo(fxprune.export.to_onnx(made, inputs, onnx, precision=precision, opset=opset))

@@ -9,17 +9,13 @@ import typer
 from tqdm import tqdm
 
 import fxprune
-from fxprune import export
-from fxprune.commands.calibration import read_batches, require_fit
 from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
-from fxprune.commands.load_model import load_model, make_inputs
-from fxprune.commands.load_weights import load_weights
 from fxprune.commands.options import Align, Batch, InputSize, Layers, Model, Seconds, Threads, Trust, Weights
 from fxprune.commands.settings import METHODS, TARGETS, read_method, read_numbers, read_target
-from fxprune.export.runtimes.registry import find_runtime
-from fxprune.reporting.comparison import require_form
 
-STEPS = ("pruning", "measuring batch norms", "converting", "exporting", "measuring time", "reporting")
+STEPS = (
+    "pruning", "converting", "measuring batch norms", "lowering stripes", "exporting", "measuring time", "reporting",
+)  # fmt: skip
 
 
 def prune(
@@ -46,6 +42,12 @@ def prune(
 ) -> None:
     """Prune a model in one go, without training: convert it, export it, and measure it."""
     with end_in_a_sentence():
+        from fxprune.commands.calibration import read_batches, require_fit
+        from fxprune.commands.load_model import load_model, make_inputs
+        from fxprune.commands.load_weights import load_weights
+        from fxprune.export.runtimes.registry import find_runtime
+        from fxprune.reporting.comparison import require_form
+
         goal, chosen = read_target(target, align), read_method(method)
         runtimes = bench.split(",") if bench is not None else []
         for runtime in runtimes:
@@ -74,19 +76,20 @@ def prune(
             if batches is not None:
                 begin("measuring batch norms")
                 fxprune.recalibrate(compact, batches)
+            if granularity == "stripe":
+                begin("lowering stripes")
+                compact = fxprune.lower_stripes(compact, runtime=next(iter(runtimes), None), threads=counts[0])
             if save is not None:
                 fxprune.save(compact, save)
-            if granularity == "stripe":
-                compact = fxprune.lower_stripes(compact)
             models = {"dense": original, "compact": compact}
             begin("exporting")
-            files = {"compact": export.to_onnx(compact, inputs, onnx)}
+            files = {"compact": fxprune.export.to_onnx(compact, inputs, onnx)}
             if dense is not None:
-                files["dense"] = export.to_onnx(original, inputs, dense)
+                files["dense"] = fxprune.export.to_onnx(original, inputs, dense)
             benchmark = None
             if runtimes:
                 begin("measuring time")
-                benchmark = export.benchmark(
+                benchmark = fxprune.export.benchmark(
                     models,
                     runtimes=runtimes,
                     batch_sizes=sizes,
@@ -97,7 +100,7 @@ def prune(
                 )
             begin("reporting")
             command = shlex.join(["fxprune", *sys.argv[1:]])
-            result = export.report(models, inputs, files=files, benchmark=benchmark, commands=[command])
+            result = fxprune.export.report(models, inputs, files=files, benchmark=benchmark, commands=[command])
         typer.echo(result)
         for path in (report, json):
             if path is not None:

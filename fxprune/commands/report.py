@@ -8,9 +8,6 @@ import typer
 
 from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
 from fxprune.errors import FxpruneError
-from fxprune.reporting.collect import read_log
-from fxprune.reporting.comparison import Comparison, require_form
-from fxprune.reporting.notes import list_failures
 
 
 def report(
@@ -21,6 +18,10 @@ def report(
 ) -> None:
     """Show a result as a table, and write it as a page or as Markdown."""
     with end_in_a_sentence():
+        from fxprune.reporting.collect import read_log
+        from fxprune.reporting.comparison import Comparison, require_form
+        from fxprune.reporting.notes import list_failures
+
         require_form(html, ".html")
         require_form(markdown, ".md")
         require_writable(html, markdown)

@@ -4,42 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import TYPE_CHECKING, cast
 
+import fxprune
 from fxprune.errors import FxpruneError
-from fxprune.methods.base import Method
-from fxprune.methods.feather import Feather
-from fxprune.methods.gmp import GMP
-from fxprune.methods.rni import RNI
-from fxprune.methods.slimming import UCS, NetworkSlimming
-from fxprune.methods.st3 import ST3
-from fxprune.methods.targets import Latency, Macs, Params, Sparsity, Target
 
-Kind = TypeVar("Kind")
+if TYPE_CHECKING:  # torch takes seconds, and the help needs the names alone
+    from fxprune.methods.base import Method
+    from fxprune.methods.targets import Target
 
-TARGETS: Mapping[str, type[Latency | Macs | Params | Sparsity]] = {
-    "macs": Macs,
-    "params": Params,
-    "sparsity": Sparsity,
-    "latency": Latency,  # on ONNX Runtime's CPU kernels, one thread, batch 1
+TARGETS = {
+    "macs": "Macs",
+    "params": "Params",
+    "sparsity": "Sparsity",
+    "latency": "Latency",  # on ONNX Runtime's CPU kernels, one thread, batch 1
 }
+"""Targets by their names on the command line, and in Python."""
 
-METHODS: Mapping[str, type[Method]] = {
-    "gmp": GMP,
-    "feather": Feather,
-    "st3": ST3,
-    "rni": RNI,
-    "slimming": NetworkSlimming,
-    "ucs": UCS,
+METHODS = {
+    "gmp": "GMP",
+    "feather": "Feather",
+    "st3": "ST3",
+    "rni": "RNI",
+    "slimming": "NetworkSlimming",
+    "ucs": "UCS",
 }
-"""Those that reach a target in one go."""
+"""Those that reach a target in one go, by the same names."""
 
 
 def read_target(text: str, align: int) -> Target:
     """Read a target such as macs=0.5."""
     name, _, share = text.partition("=")
+    kind = getattr(fxprune, find("--target", name, TARGETS))
     try:
-        return find("--target", name, TARGETS)(float(share), align=align)
+        return cast("Target", kind(float(share), align=align))
     except ValueError as error:
         if isinstance(error, FxpruneError):
             raise
@@ -50,10 +48,10 @@ def read_target(text: str, align: int) -> Target:
 
 def read_method(text: str) -> Method:
     """Make a method by its name, with its defaults."""
-    return find("--method", text, METHODS)()
+    return cast("Method", getattr(fxprune, find("--method", text, METHODS))())
 
 
-def find(option: str, name: str, known: Mapping[str, Kind]) -> Kind:
+def find(option: str, name: str, known: Mapping[str, str]) -> str:
     """Look a name up; suggest the nearest."""
     if name in known:
         return known[name]

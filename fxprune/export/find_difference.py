@@ -21,7 +21,8 @@ from fxprune.export.check_outputs import check_output
 from fxprune.export.interface import Inputs
 from fxprune.export.runtimes.interface import Array
 from fxprune.export.runtimes.ort_session import ORT_ERRORS, make_options
-from fxprune.export.translate import OPSET, Axes, silence, translate
+from fxprune.export.translate import Axes, silence, translate
+from fxprune.onnx_choices import OPSET
 
 REFUSALS: tuple[type[Exception], ...] = (*ORT_ERRORS, ExportError, RuntimeError, ValueError)
 """What says that values cannot be compared."""

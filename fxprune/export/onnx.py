@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import onnx
 import torch
@@ -28,13 +28,12 @@ from fxprune.export.metadata import describe_model
 from fxprune.export.runtimes.interface import Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.slice_splits import slice_splits
-from fxprune.export.translate import OPSET, Axes, choose_axes, silence, translate
+from fxprune.export.translate import Axes, choose_axes, silence, translate
 from fxprune.export.verify import Verification, compare
+from fxprune.onnx_choices import OPSET, Precision
 
 ONE_FILE_LIMIT = 2_000_000_000
 """Bytes of weights that fit into one file: protobuf refuses messages of 2 GiB."""
-
-Precision = Literal["fp32", "fp16"]
 
 OLDEST_OPSET, NEWEST_OPSET = 11, onnx.defs.onnx_opset_version()
 

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ExportError
 from fxprune.export.interface import Inputs, flatten_outputs
-
-OPSET = 18
-"""The opset that torch's translations are written in: nothing is converted, and every runtime reads it."""
+from fxprune.onnx_choices import OPSET
 
 Axes = Mapping[str, Mapping[int, str]]
 """The dimensions that stay open, by input: {"x": {0: "batch", 2: "height", 3: "width"}}."""

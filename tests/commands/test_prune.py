@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from typer.testing import Result
 
 import fxprune
@@ -190,6 +192,31 @@ def test_calibration_on_inputs_that_do_not_fit_is_refused(images: np.ndarray, mo
     out = ["--onnx", tmp_path / "out.onnx", "--calibrate", tmp_path / "images.npz"]
     result = run("prune", model_file, "--target", "macs=0.5", "--input", SIZE, *out)
     assert_refused(result, "images.npz", "its first batch", str(images.shape))
+
+
+def test_stripes_are_lowered_by_time_where_time_is_asked_for_and_saved_as_exported(
+    model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def lower_without_timing(compact: nn.Module, **options: object) -> nn.Module:
+        asked.append(options)
+        return lower_stripes(compact)
+
+    lower_stripes = fxprune.lower_stripes
+    monkeypatch.setattr("fxprune.lower_stripes", lower_without_timing)
+    model = model_file.replace(":net", ":rows")
+    options = ["--granularity", "stripe", "--target", "sparsity=0.67", "--exclude", "0", "--input", "2x3x32x32"]
+    out = ["--onnx", tmp_path / "out.onnx", "--save", tmp_path / "lowered.safetensors"]
+    result = run("prune", model, *options, "--bench", "ort-cpu", "--batch", "2", "--seconds", "0.01", *out)
+    assert result.exit_code == 0, result.stderr
+    assert asked == [{"runtime": "ort-cpu", "threads": 1}]
+    loaded = fxprune.load(load_model(model), tmp_path / "lowered.safetensors").eval()
+    kernels = [tuple(m.kernel_size) for m in loaded.modules() if isinstance(m, nn.Conv2d)]
+    nodes = [node for node in onnx.load(tmp_path / "out.onnx").graph.node if node.op_type == "Conv"]
+    exported = [tuple(a.ints) for node in nodes for a in node.attribute if a.name == "kernel_shape"]
+    assert (1, 3) in kernels
+    assert sorted(kernels) == sorted(exported)
 
 
 def test_each_input_has_its_size(model_file: str, tmp_path: Path) -> None:
