@@ -37,6 +37,11 @@ class OutputCheck:
     argmax_agreement: float | None
     rounding: float = 0.0
 
+    @property
+    def is_rounding(self) -> bool:
+        """Say whether the model's own rounding explains the error, however large it is."""
+        return self.error <= ROUNDING_FACTOR * self.rounding
+
     def is_within(self, tolerance: float) -> bool:
         """Say whether the error is within the tolerance, or else explained by the model's own rounding."""
         return self.error <= self.allow(tolerance)

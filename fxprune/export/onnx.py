@@ -17,6 +17,7 @@ from torch import nn
 
 from fxprune.errors import ExactnessError, ExportError
 from fxprune.export.check_file import prepare_seal, seal_file
+from fxprune.export.check_outputs import ROUNDING_FACTOR, ROUNDING_LIMIT
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.fold_batchnorm import Folding, fold_batchnorm
 from fxprune.export.fold_pad import fold_pads
@@ -87,6 +88,11 @@ def to_onnx(
     ExactnessError if an output differs by more than `tolerance` of how much it varies (see
     `verify`).
     """
+    if not isinstance(model, nn.Module) or not isinstance(path, str | os.PathLike):
+        raise ExportError(
+            "to_onnx takes the model, example inputs and the file, as in to_onnx(model, images, 'model.onnx'); it got "
+            f"{type(model).__name__}, {type(example_inputs).__name__} and {type(path).__name__}."
+        )
     destination = Path(path)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset={opset}: this version of onnx has the opsets {OLDEST_OPSET} to {NEWEST_OPSET}.")
@@ -190,12 +196,21 @@ def _require_agreement(verification: Verification, name: str) -> None:
     if verification.passed:
         return
     worst, first = verification.worst, verification.first_difference
+    found = (
+        f"{worst.name} differs by {worst.difference:.2g} where it varies by {worst.variation:.2g}, an error of "
+        f"{worst.error:.2g}"
+    )
+    if worst.is_rounding:
+        raise ExactnessError(
+            f"the exported {name} loses too much to rounding: {found}, where {ROUNDING_LIMIT:g} is the most that is "
+            f"accepted; the model itself, computed in the file's precision, has one of {worst.rounding:.2g}; nothing "
+            "was written. Export it in a higher precision, or pass verify=False to keep the file as it is."
+        )
     where = "" if first is None else f"; the first node that differs is {first}"
     raise ExactnessError(
-        f"the exported {name} does not compute what the model computes: {worst.name} differs by {worst.difference:.2g} "
-        f"where it varies by {worst.variation:.2g}, an error of {worst.error:.2g} above the tolerance of "
-        f"{verification.tolerance:g}, and the model's own rounding error is {worst.rounding:.2g}{where}; nothing was "
-        "written. Pass verify=False to keep the file and look into it."
+        f"the exported {name} does not compute what the model computes: {found}, where {verification.tolerance:g} is "
+        f"allowed, and up to {ROUNDING_FACTOR} times the model's own rounding error of {worst.rounding:.2g}{where}; "
+        "nothing was written. Pass verify=False to keep the file and look into it."
     )
 
 

@@ -19,9 +19,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from fxprune.errors import ExportError
 from fxprune.export.check_file import PRODUCER, check_file, seal_proto
+from fxprune.export.onnx_file import describe_inputs
 from fxprune.export.runtimes.interface import Array, Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
-from fxprune.export.runtimes.ort_session import ORT_ERRORS
+from fxprune.export.runtimes.ort_session import ORT_ERRORS, shorten
 from fxprune.export.translate import silence
 
 REFUSALS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError, RuntimeError, TypeError, KeyError)
@@ -73,6 +74,7 @@ def quantize(
         raise ExportError(f"{destination} is the file to quantise; give another one for the result.")
     if not destination.parent.is_dir():
         raise ExportError(f"there is no folder {destination.parent}; create it first, or write elsewhere.")
+    _require_floats(before)
     original = OrtCpu().load(before, torch.get_num_threads())
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
         draft = Path(folder) / destination.name
@@ -80,6 +82,20 @@ def quantize(
         cost = _compare(original, OrtCpu().load(draft, torch.get_num_threads()), loader)
         os.replace(draft, destination)
     return QuantizedFile(destination, destination.stat().st_size, before.stat().st_size, *cost)
+
+
+def _require_floats(path: Path) -> None:
+    """Refuse a file that does not compute in single precision, which is all that the quantiser reads."""
+    graph = onnx.load(path, load_external_data=False).graph
+    quantised = next(
+        (node.op_type for node in graph.node if "Quantize" in node.op_type or "Integer" in node.op_type), None
+    )
+    if quantised is not None:
+        raise ExportError(f"{path} computes in 8 bits already, by {quantised}; give the file that it was made from.")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer):
+        raise ExportError(
+            f"{path} computes in half precision, which ONNX Runtime does not quantise; export it in float32 first."
+        )
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]
@@ -108,7 +124,10 @@ def _quantize(source: Path, draft: Path, feeds: Iterator[dict[str, Array]]) -> N
                 weight_type=QuantType.QInt8,
             )
     except REFUSALS as error:
-        raise ExportError(f"ONNX Runtime cannot quantise {source} on these batches: {error}.") from error
+        raise ExportError(
+            f"ONNX Runtime cannot quantise {source} on these batches ({shorten(error)}); give batches of what the file "
+            f"takes, {', '.join(map(str, describe_inputs(proto.graph)))}."
+        ) from error
     if is_ours:
         seal_proto(onnx.load(draft), draft, producer_version)
 

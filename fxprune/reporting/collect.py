@@ -98,7 +98,9 @@ def read_log(path: str | Path) -> tuple[TrainingPoint, ...]:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, strict=True))
+        if not rows:
+            raise ValueError("there is no epoch in it")
         points: list[TrainingPoint] = []
         offset = 0.0
         for row in rows:
@@ -107,7 +109,10 @@ def read_log(path: str | Path) -> tuple[TrainingPoint, ...]:
                 offset = points[-1].epoch
             accuracy = float(row["accuracy"]) if row.get("accuracy") else None
             points.append(TrainingPoint(offset + epoch, float(row["sparsity"]), accuracy))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            wrong = next((each for each in (points[-1].sparsity, accuracy or 0.0) if not 0 <= each <= 1), None)
+            if wrong is not None:
+                raise ValueError(f"epoch {epoch:g} has {wrong:g} where shares lie between 0 and 1")
+    except (OSError, csv.Error, KeyError, ValueError, TypeError) as error:
         reason = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
         raise ReportError(f"{path}: {reason}; give a CSV file with the columns epoch and sparsity") from error
     return tuple(points)

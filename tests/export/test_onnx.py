@@ -304,6 +304,27 @@ def test_what_half_precision_does_not_explain_is_refused(
         to_onnx(block, torch.randn(2, 3, 6, 6), tmp_path / "block.onnx", precision="fp16")
 
 
+def test_what_loses_too_much_to_rounding_is_told_from_what_is_wrong(tmp_path: Path) -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(300 * self.linear(x))
+
+    torch.manual_seed(0)
+    with pytest.raises(ExactnessError, match=r"loses too much to rounding.*0\.01 is the most.*higher precision"):
+        to_onnx(Steep(), torch.randn(4, 8), tmp_path / "steep.onnx", precision="fp16")
+
+
+def test_arguments_in_another_order_are_refused(tmp_path: Path, block: nn.Module) -> None:
+    with pytest.raises(
+        ExportError, match=r"as in to_onnx\(model, images, 'model\.onnx'\); it got Sequential, .*Tensor"
+    ):
+        to_onnx(block, tmp_path / "block.onnx", torch.randn(1, 3, 6, 6))
+
+
 def test_other_precisions_are_refused(tmp_path: Path, block: nn.Module) -> None:
     with pytest.raises(ExportError, match=r"precision='int4': give 'fp32', the model's own, or 'fp16'"):
         to_onnx(block, torch.randn(1, 3, 6, 6), tmp_path / "block.onnx", precision="int4")

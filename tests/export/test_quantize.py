@@ -77,9 +77,21 @@ def test_batches_that_do_not_fit_are_refused(images: Tensor, file: Path) -> None
         quantize(file, iter([images]), target)
     with pytest.raises(ExportError, match=r"there is no folder"):
         quantize(file, [images], file / "missing" / "int8.onnx")
-    with pytest.raises(ExportError, match=r"cannot quantise .*m\.onnx on these batches: .*invalid dimensions"):
+    with pytest.raises(ExportError) as refused:
         quantize(file, [images[:, :2]], target)
+    assert len(str(refused.value).splitlines()) == 1
+    for words in (f"cannot quantise {file} on these batches (Got invalid dim", "input (any, 3, 10, 10) of float32"):
+        assert words in str(refused.value)
     assert sorted(each.name for each in file.parent.iterdir()) == ["m.onnx"]
+
+
+def test_what_is_no_longer_in_single_precision_is_refused(model: nn.Module, images: Tensor, file: Path) -> None:
+    path = quantize(file, [images], file.with_name("int8.onnx")).path
+    with pytest.raises(ExportError, match=r"int8\.onnx computes in 8 bits already, by QuantizeLinear; give the file"):
+        quantize(path, [images], file.with_name("again.onnx"))
+    half = to_onnx(model, images[:2], file.with_name("half.onnx"), precision="fp16").path
+    with pytest.raises(ExportError, match=r"half\.onnx computes in half precision.*float32"):
+        quantize(half, [images], file.with_name("again.onnx"))
 
 
 def test_the_file_itself_is_not_overwritten(images: Tensor, file: Path) -> None:

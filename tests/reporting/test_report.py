@@ -147,6 +147,22 @@ def test_a_log_counts_epochs_on_through_its_phases(tmp_path: Path) -> None:
         read_log(log)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "there is no epoch in it"),
+        ("name,price\n", "there is no epoch in it"),
+        ("epoch,sparsity\n1,50\n", "epoch 1 has 50 where shares lie between 0 and 1"),
+        ("epoch,sparsity,accuracy\n1,0.5,91.2\n", "epoch 1 has 91.2"),
+        ("epoch,sparsity\n1,nan\n", "epoch 1 has nan"),
+    ],
+)
+def test_a_csv_that_is_no_log_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(ReportError, match=reason):
+        read_log(tmp_path / "log.csv")
+
+
 def test_wrong_arguments_are_refused_in_sentences(comparison: Comparison, tmp_path: Path) -> None:
     model, x = nn.Linear(2, 2), torch.randn(2, 2)
     with pytest.raises(ReportError, match="at least two"):

@@ -21,6 +21,9 @@ class TensorInfo:
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
 
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join('any' if size is None else str(size) for size in self.shape)}) of {self.dtype}"
+
 
 class Session(ABC):
     """A network that is loaded and ready to run."""

@@ -74,4 +74,4 @@ def _read_info(port: Any) -> TensorInfo:
 
 def _shorten(error: Exception) -> str:
     """Return the last line of a message, behind the places in OpenVINO's own source."""
-    return str(error).strip().splitlines()[-1].strip()
+    return str(error).strip().splitlines()[-1].lstrip("- ").rstrip()

@@ -1,6 +1,7 @@
 """How does ONNX Runtime load a file for one of its execution providers, and run it?"""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 Provider = tuple[str, dict[str, str]]
 """The name of an execution provider, and its options."""
 
+LONGEST = 200
+"""Characters of ONNX Runtime's own words in a message."""
+
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -48,7 +52,10 @@ class OrtSession(Session):
             return list(self._session.run(None, dict(feed)))
         except ORT_ERRORS as error:
             shapes = {name: array.shape for name, array in feed.items()}
-            raise ExportError(f"ONNX Runtime failed on inputs of shapes {shapes}: {_shorten(error)}") from error
+            raise ExportError(
+                f"ONNX Runtime failed on inputs of shapes {shapes} ({shorten(error)}); give what the file takes, "
+                f"{', '.join(map(str, self.inputs))}, or export it again."
+            ) from error
 
 
 def make_options(threads: int) -> Any:
@@ -77,7 +84,8 @@ def create_session(path: Path, options: Any, providers: Sequence[Provider]) -> A
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except ORT_ERRORS as error:
         raise ExportError(
-            f"{path} is no file that ONNX Runtime {onnxruntime.__version__} runs: {_shorten(error)}"
+            f"{path} is no file that ONNX Runtime {onnxruntime.__version__} runs ({shorten(error)}); export it with "
+            "ops and types that this runtime has."
         ) from error
     if session.get_providers()[0] != wanted:
         raise RuntimeUnavailable(
@@ -97,10 +105,15 @@ def require_provider(name: str) -> None:
         )
 
 
-def _shorten(error: Exception) -> str:
-    """Return the first line of a message without its codes and without the path, which the caller names."""
-    line = str(error).strip().splitlines()[0]
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed: ?)?", "", line)
+def shorten(error: Exception) -> str:
+    """Return a message on one line, without codes, places in ONNX Runtime's source and the path, which callers name."""
+    line = " ".join(str(error).split())
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?", "", line)
+    line = re.sub(
+        r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: ", r"\1 \2: ", line
+    )
+    line = re.sub(r"/\S+\.(cc|h|cpp):\d+ \S*( \[with.*?\])?", "", line)
+    return textwrap.shorten(line, LONGEST, placeholder=" ...").rstrip(".")
 
 
 def _read_info(node: Any) -> TensorInfo:
