@@ -7,7 +7,7 @@ import typer
 
 from fxprune.commands.bench import bench
 from fxprune.commands.demo import demo
-from fxprune.commands.endings import CODES
+from fxprune.commands.endings import CODES, end_in_a_sentence
 from fxprune.commands.export import export
 from fxprune.commands.inspect import inspect
 from fxprune.commands.prune import prune
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="A compiler for pruning neural networks.", epilog=CODES
 )
 for command in (prune, export, bench, report, inspect, demo):
-    app.command(epilog=CODES)(command)
+    app.command(epilog=CODES)(end_in_a_sentence(command))
 
 
 def main() -> None:

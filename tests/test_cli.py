@@ -84,7 +84,10 @@ def test_bench_prints_both_files_and_writes_the_numbers(files: tuple[Path, Path]
         assert f"{timing['median']:.3f}" in result.stdout
 
 
-def test_bench_takes_several_runtimes_and_thread_counts(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bench_takes_several_runtimes_and_thread_counts(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxprune.export.pin_cores.count_cores", lambda: 2)
     result = run(
         "bench", *files, "--runtime", "ort-cpu,torch-cuda-graphs", "--batch", "2", "--threads", "1,2", "--seconds",
         "0.01", "--layers", "--json", tmp_path / "bench.json",
@@ -109,6 +112,17 @@ def test_bench_refuses_in_one_sentence(files: tuple[Path, Path], tmp_path: Path)
     assert_refused(run("bench", *files, "--json", tmp_path / "no" / "file.json"), "cannot be written")
     assert_refused(run("bench", files[0], tmp_path / "none.onnx", "--json", tmp_path / "bench.json"), "none.onnx")
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_open_sizes_are_given_by_an_option(tmp_path: Path) -> None:
+    path = tmp_path / "open.onnx"
+    axes = {"input": {2: "height", 3: "width"}}
+    fxprune.export.to_onnx(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), path, dynamic_axes=axes)
+    timed = ["bench", path, "--batch", "1", "--seconds", "0.01"]
+    assert_refused(run(*timed), "--input-shape input=3x64x64")
+    assert_refused(run(*timed, "--input-shape", "3x8x8"), "the input's name")
+    assert_refused(run(*timed, "--input-shape", "input=3x0x8"), "whole numbers from 1")
+    assert run(*timed, "--input-shape", "input=3x8x8").exit_code == 0
 
 
 def test_the_console_script_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

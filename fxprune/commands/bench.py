@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 import fxprune
-from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
+from fxprune.commands.endings import CHECK_FAILED, require_writable
 from fxprune.commands.options import Batch, Layers, Seconds, Threads
-from fxprune.commands.settings import read_numbers
+from fxprune.commands.settings import read_numbers, read_shapes
 from fxprune.errors import FxpruneError
 
 RUNTIMES = "With commas: ort-cpu, ort-cuda, ort-tensorrt, openvino, torch, torch-compile, torch-cuda-graphs."
@@ -22,27 +22,31 @@ def bench(
     seconds: Seconds = 5.0,
     precision: Annotated[float, typer.Option(help="A speed-up's interval, over it, that is narrow enough.")] = 0.02,
     layers: Layers = False,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=3x224x224", help="A sample of an input, where a file leaves it open; repeatable."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="A file to write all numbers to.")] = None,
 ) -> None:
     """Time ONNX files in turns, on one or several runtimes."""
-    with end_in_a_sentence():
-        sizes, counts = read_numbers("--batch", batch), read_numbers("--threads", threads)
-        names = [str(path) for path in files]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise FxpruneError(f"{twice} is given twice; give two files to compare")
-        require_writable(json)
-        result = fxprune.export.benchmark(
-            dict(zip(names, files, strict=True)),
-            runtimes=runtime.split(","),
-            batch_sizes=sizes,
-            threads=counts,
-            seconds=seconds,
-            precision=precision,
-            layers=layers,
-        )
-        typer.echo(result)
-        if json is not None:
-            json.write_text(result.to_json() + "\n", encoding="utf-8")
-        if result.not_measured:
-            raise typer.Exit(CHECK_FAILED)
+    sizes, counts = read_numbers("--batch", batch), read_numbers("--threads", threads)
+    names = [str(path) for path in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FxpruneError(f"{twice} is given twice; give two files to compare")
+    require_writable(json)
+    result = fxprune.export.benchmark(
+        dict(zip(names, files, strict=True)),
+        runtimes=runtime.split(","),
+        batch_sizes=sizes,
+        threads=counts,
+        seconds=seconds,
+        precision=precision,
+        layers=layers,
+        input_shapes=read_shapes(input_shape or ()),
+    )
+    typer.echo(result)
+    if json is not None:
+        json.write_text(result.to_json() + "\n", encoding="utf-8")
+    if result.not_measured:
+        raise typer.Exit(CHECK_FAILED)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fxprune.commands.endings import end_in_a_sentence
 from fxprune.demo.choices import DIGIT_NET, Device, Granularity, MethodName
 
 
@@ -21,10 +20,9 @@ def demo(
     seconds: Annotated[float, typer.Option(help="Benchmark time, a file and batch size.")] = 3.0,
 ) -> None:
     """Train on handwritten digits, dense and sparse, convert, export, and time both on ONNX Runtime."""
-    with end_in_a_sentence():
-        from fxprune.demo.run import run_demo
-        from fxprune.demo.settings import Settings
+    from fxprune.demo.run import run_demo
+    from fxprune.demo.settings import Settings
 
-        settings = Settings(method, granularity, target, model, epochs, seed, device, out, seconds)
-        typer.echo(run_demo(settings))
-        typer.echo(f"{out}: dense.onnx, compact.onnx, report.json, channels.png")
+    settings = Settings(method, granularity, target, model, epochs, seed, device, out, seconds)
+    typer.echo(run_demo(settings))
+    typer.echo(f"{out}: dense.onnx, compact.onnx, report.json, channels.png")

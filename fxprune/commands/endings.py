@@ -1,11 +1,13 @@
 """How does a command end? With 0, with 2 where something is refused, and with 3 where a check of the result failed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from fxprune.commands.spelling import list_options, speak_options
 from fxprune.errors import ExactnessError, FxpruneError, NothingMeasured
 
 REFUSED, CHECK_FAILED = 2, 3
@@ -16,14 +18,20 @@ CODES = (
 )
 
 
-@contextmanager
-def end_in_a_sentence() -> Iterator[None]:
-    """Show an error of fxprune as one sentence on stderr, without traceback, and exit with its code."""
-    try:
-        yield
-    except FxpruneError as error:
-        typer.echo(f"fxprune: {error}", err=True)
-        raise typer.Exit(CHECK_FAILED if isinstance(error, (ExactnessError, NothingMeasured)) else REFUSED) from error
+def end_in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command show an error of fxprune as one sentence on stderr, without traceback, and exit with its code."""
+    options = list_options(command)
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except FxpruneError as error:
+            typer.echo(f"fxprune: {speak_options(str(error), options)}", err=True)
+            failed = isinstance(error, (ExactnessError, NothingMeasured))
+            raise typer.Exit(CHECK_FAILED if failed else REFUSED) from error
+
+    return run
 
 
 def require_writable(*paths: Path | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import fxprune
-from fxprune.commands.endings import end_in_a_sentence, require_writable
+from fxprune.commands.endings import require_writable
 from fxprune.commands.options import InputSize, Model, Trust, Weights
 from fxprune.onnx_choices import OPSET, Precision
 
@@ -21,11 +21,10 @@ def export(
     opset: Annotated[int, typer.Option(help="The version of ONNX's operators.")] = OPSET,
 ) -> None:
     """Write a model, or what fxprune.save wrote of it, as one ONNX file, and compare the file with the model."""
-    with end_in_a_sentence():
-        from fxprune.commands.load_model import load_model, make_inputs
-        from fxprune.commands.load_weights import load_weights
+    from fxprune.commands.load_model import load_model, make_inputs
+    from fxprune.commands.load_weights import load_weights
 
-        require_writable(onnx)
-        made = load_weights(load_model(model), weights, trust)
-        inputs = make_inputs(made, model, input)
-        typer.echo(fxprune.export.to_onnx(made, inputs, onnx, precision=precision, opset=opset))
+    require_writable(onnx)
+    made = load_weights(load_model(model), weights, trust)
+    inputs = make_inputs(made, model, input)
+    typer.echo(fxprune.export.to_onnx(made, inputs, onnx, precision=precision, opset=opset))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.commands.endings import end_in_a_sentence, require_writable
+from fxprune.commands.endings import require_writable
 from fxprune.commands.options import InputSize, Model
 
 
@@ -17,18 +17,17 @@ def inspect(
     picture: Annotated[Path | None, typer.Option(help="A .dot, .svg or .png file to draw the groups in.")] = None,
 ) -> None:
     """Show which channels of a model can be pruned, which cannot, and because of which line of its code."""
-    with end_in_a_sentence():
-        from fxprune.commands.load_model import load_model, make_inputs
-        from fxprune.inspection.inspect import inspect as inspect_model
-        from fxprune.inspection.picture import check_picture
+    from fxprune.commands.load_model import load_model, make_inputs
+    from fxprune.inspection.inspect import inspect as inspect_model
+    from fxprune.inspection.picture import check_picture
 
-        if picture is not None:
-            check_picture(picture)
-        require_writable(json, picture)
-        made = load_model(model)
-        found = inspect_model(made, make_inputs(made, model, input), exclude or ())
-        typer.echo(found)
-        if json is not None:
-            json.write_text(found.to_json() + "\n", encoding="utf-8")
-        if picture is not None:
-            found.write_picture(picture)
+    if picture is not None:
+        check_picture(picture)
+    require_writable(json, picture)
+    made = load_model(model)
+    found = inspect_model(made, make_inputs(made, model, input), exclude or ())
+    typer.echo(found)
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    if picture is not None:
+        found.write_picture(picture)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.commands.settings import read_size
 from fxprune.errors import FxpruneError
 from fxprune.model import TracedModel
 from fxprune.passes.guess_inputs import guess_inputs
@@ -125,7 +126,7 @@ def describe(error: Exception) -> str:
 def make_inputs(model: nn.Module, name: str, sizes: list[str] | None) -> tuple[Any, ...]:
     """Make a batch of the sizes asked for, or else of two at the size that the model was made for, or of its layers."""
     if sizes:
-        return tuple(make_input(model, read_size(size)) for size in sizes)
+        return tuple(make_input(model, read_size("--input", size)) for size in sizes)
     if isinstance(model, TracedModel):
         args, kwargs = model.inputs
         return (*args, *kwargs.values())
@@ -137,17 +138,6 @@ def make_inputs(model: nn.Module, name: str, sizes: list[str] | None) -> tuple[A
         return (make_input(model, (2, 3, side, side)),)
     args, _ = guess_inputs(model)
     return args
-
-
-def read_size(text: str) -> tuple[int, ...]:
-    """Read sizes such as 1x3x224x224."""
-    try:
-        sizes = tuple(int(part) for part in text.lower().split("x"))
-    except ValueError:
-        sizes = (0,)
-    if min(sizes) < 1:
-        raise FxpruneError(f"--input {text}: give whole numbers from 1 with x between, such as 1x3x224x224")
-    return sizes
 
 
 def make_input(model: nn.Module, sizes: tuple[int, ...]) -> Tensor:

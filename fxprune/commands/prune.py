@@ -9,7 +9,7 @@ import typer
 from tqdm import tqdm
 
 import fxprune
-from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
+from fxprune.commands.endings import CHECK_FAILED, require_writable
 from fxprune.commands.options import Align, Batch, InputSize, Layers, Model, Seconds, Threads, Trust, Weights
 from fxprune.commands.settings import METHODS, TARGETS, read_method, read_numbers, read_target
 
@@ -41,69 +41,68 @@ def prune(
     json: Annotated[Path | None, typer.Option(help="A file to write all numbers to, for `fxprune report`.")] = None,
 ) -> None:
     """Prune a model in one go, without training: convert it, export it, and measure it."""
-    with end_in_a_sentence():
-        from fxprune.commands.calibration import read_batches, require_fit
-        from fxprune.commands.load_model import load_model, make_inputs
-        from fxprune.commands.load_weights import load_weights
-        from fxprune.export.runtimes.registry import find_runtime
-        from fxprune.reporting.comparison import require_form
+    from fxprune.commands.calibration import read_batches, require_fit
+    from fxprune.commands.load_model import load_model, make_inputs
+    from fxprune.commands.load_weights import load_weights
+    from fxprune.export.runtimes.registry import find_runtime
+    from fxprune.reporting.comparison import require_form
 
-        goal, chosen = read_target(target, align), read_method(method)
-        runtimes = bench.split(",") if bench is not None else []
-        for runtime in runtimes:
-            find_runtime(runtime)
-        sizes, counts = read_numbers("--batch", batch), read_numbers("--threads", threads)
-        require_form(report)
-        require_writable(onnx, save, dense, report, json)
-        batches = read_batches(calibrate) if calibrate is not None else None
-        original = load_weights(load_model(model), weights, trust).eval()
-        if weights is None and model.startswith(("torchvision:", "timm:")):
-            typer.echo(f"{model} has random weights; --weights takes those of a training", err=True)
-        if calibrate is not None and batches is not None:
-            require_fit(original, calibrate, batches)
-        inputs = make_inputs(original, model, input)
-        with tqdm(STEPS, disable=None, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
+    goal, chosen = read_target(target, align), read_method(method)
+    runtimes = bench.split(",") if bench is not None else []
+    for runtime in runtimes:
+        find_runtime(runtime)
+    sizes, counts = read_numbers("--batch", batch), read_numbers("--threads", threads)
+    require_form(report)
+    require_writable(onnx, save, dense, report, json)
+    batches = read_batches(calibrate) if calibrate is not None else None
+    original = load_weights(load_model(model), weights, trust).eval()
+    if weights is None and model.startswith(("torchvision:", "timm:")):
+        typer.echo(f"{model} has random weights; --weights takes those of a training", err=True)
+    if calibrate is not None and batches is not None:
+        require_fit(original, calibrate, batches)
+    inputs = make_inputs(original, model, input)
+    with tqdm(STEPS, disable=None, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
 
-            def begin(step: str) -> None:
-                bar.set_description_str(step)
-                bar.update(STEPS.index(step) + 1 - bar.n)
+        def begin(step: str) -> None:
+            bar.set_description_str(step)
+            bar.update(STEPS.index(step) + 1 - bar.n)
 
-            begin("pruning")
-            options = {"method": chosen, "target": goal, "granularity": granularity, "exclude": exclude or ()}
-            pruned = fxprune.prune(original, inputs, **options)
-            begin("converting")
-            compact = fxprune.convert(pruned)
-            if batches is not None:
-                begin("measuring batch norms")
-                fxprune.recalibrate(compact, batches)
-            if granularity == "stripe":
-                begin("lowering stripes")
-                compact = fxprune.lower_stripes(compact, runtime=next(iter(runtimes), None), threads=counts[0])
-            if save is not None:
-                fxprune.save(compact, save)
-            models = {"dense": original, "compact": compact}
-            begin("exporting")
-            files = {"compact": fxprune.export.to_onnx(compact, inputs, onnx)}
-            if dense is not None:
-                files["dense"] = fxprune.export.to_onnx(original, inputs, dense)
-            benchmark = None
-            if runtimes:
-                begin("measuring time")
-                benchmark = fxprune.export.benchmark(
-                    models,
-                    runtimes=runtimes,
-                    batch_sizes=sizes,
-                    threads=counts,
-                    seconds=seconds,
-                    layers=layers,
-                    example_inputs=inputs,
-                )
-            begin("reporting")
-            command = shlex.join(["fxprune", *sys.argv[1:]])
-            result = fxprune.export.report(models, inputs, files=files, benchmark=benchmark, commands=[command])
-        typer.echo(result)
-        for path in (report, json):
-            if path is not None:
-                result.write(path)
-        if benchmark is not None and benchmark.not_measured:
-            raise typer.Exit(CHECK_FAILED)
+        begin("pruning")
+        options = {"method": chosen, "target": goal, "granularity": granularity, "exclude": exclude or ()}
+        pruned = fxprune.prune(original, inputs, **options)
+        begin("converting")
+        compact = fxprune.convert(pruned)
+        if batches is not None:
+            begin("measuring batch norms")
+            fxprune.recalibrate(compact, batches)
+        if granularity == "stripe":
+            begin("lowering stripes")
+            compact = fxprune.lower_stripes(compact, runtime=next(iter(runtimes), None), threads=counts[0])
+        if save is not None:
+            fxprune.save(compact, save)
+        models = {"dense": original, "compact": compact}
+        begin("exporting")
+        files = {"compact": fxprune.export.to_onnx(compact, inputs, onnx)}
+        if dense is not None:
+            files["dense"] = fxprune.export.to_onnx(original, inputs, dense)
+        benchmark = None
+        if runtimes:
+            begin("measuring time")
+            benchmark = fxprune.export.benchmark(
+                models,
+                runtimes=runtimes,
+                batch_sizes=sizes,
+                threads=counts,
+                seconds=seconds,
+                layers=layers,
+                example_inputs=inputs,
+            )
+        begin("reporting")
+        command = shlex.join(["fxprune", *sys.argv[1:]])
+        result = fxprune.export.report(models, inputs, files=files, benchmark=benchmark, commands=[command])
+    typer.echo(result)
+    for path in (report, json):
+        if path is not None:
+            result.write(path)
+    if benchmark is not None and benchmark.not_measured:
+        raise typer.Exit(CHECK_FAILED)

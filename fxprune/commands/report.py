@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.commands.endings import CHECK_FAILED, end_in_a_sentence, require_writable
+from fxprune.commands.endings import CHECK_FAILED, require_writable
 from fxprune.errors import FxpruneError
 
 
@@ -17,24 +17,23 @@ def report(
     log: Annotated[Path | None, typer.Option(help="A CSV file of the training: epoch, sparsity, accuracy.")] = None,
 ) -> None:
     """Show a result as a table, and write it as a page or as Markdown."""
-    with end_in_a_sentence():
-        from fxprune.reporting.collect import read_log
-        from fxprune.reporting.comparison import Comparison, require_form
-        from fxprune.reporting.notes import list_failures
+    from fxprune.reporting.collect import read_log
+    from fxprune.reporting.comparison import Comparison, require_form
+    from fxprune.reporting.notes import list_failures
 
-        require_form(html, ".html")
-        require_form(markdown, ".md")
-        require_writable(html, markdown)
-        try:
-            text = result.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FxpruneError(f"{result} cannot be read ({error}); give what `fxprune prune --json` wrote") from error
-        comparison = Comparison.from_json(text)
-        if log is not None:
-            comparison = replace(comparison, training=read_log(log))
-        typer.echo(comparison)
-        for path in (html, markdown):
-            if path is not None:
-                comparison.write(path)
-        if list_failures(comparison):
-            raise typer.Exit(CHECK_FAILED)
+    require_form(html, ".html")
+    require_form(markdown, ".md")
+    require_writable(html, markdown)
+    try:
+        text = result.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FxpruneError(f"{result} cannot be read ({error}); give what `fxprune prune --json` wrote") from error
+    comparison = Comparison.from_json(text)
+    if log is not None:
+        comparison = replace(comparison, training=read_log(log))
+    typer.echo(comparison)
+    for path in (html, markdown):
+        if path is not None:
+            comparison.write(path)
+    if list_failures(comparison):
+        raise typer.Exit(CHECK_FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, cast
 
@@ -66,3 +66,25 @@ def read_numbers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
     except ValueError as error:
         raise FxpruneError(f"{option} {text}: give whole numbers with commas between, such as 1,8") from error
+
+
+def read_size(option: str, text: str) -> tuple[int, ...]:
+    """Read sizes such as 1x3x224x224."""
+    try:
+        sizes = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise FxpruneError(f"{option} {text}: give whole numbers from 1 with x between, such as 1x3x224x224")
+    return sizes
+
+
+def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Read shapes by name, such as image=3x224x224."""
+    shapes = {}
+    for text in texts:
+        name, sign, size = text.rpartition("=")
+        if not sign or not name:
+            raise FxpruneError(f"--input-shape {text}: give the input's name and a sample's sizes, as image=3x224x224")
+        shapes[name] = read_size("--input-shape", size)
+    return shapes

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from fxprune.export.pin_cores import count_cores
+
 CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
@@ -31,7 +33,8 @@ class Environment:
         """Return two lines."""
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         clock = f"clock {_join(self.clock, '.0f')} MHz, governor {self.governor or 'unknown'}"
-        head = f"{self.date}, {self.processor}, {self.cores} cores, {clock}, load {_join(self.load, '.2f')}"
+        cores = f"{self.cores} core{'s' if self.cores > 1 else ''}"
+        head = f"{self.date}, {self.processor}, {cores}, {clock}, load {_join(self.load, '.2f')}"
         return f"{head}\n{versions}, {self.platform}"
 
 
@@ -57,7 +60,7 @@ def describe_environment(before: Moment, after: Moment) -> Environment:
         date=before.date,
         platform=platform.platform(),
         processor=name_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=count_cores(),
         governor=_read_text(CLOCK / "scaling_governor"),
         clock=(before.clock, after.clock),
         load=(before.load, after.load),

@@ -1,9 +1,29 @@
 """How is a process held to certain cores while something is timed?"""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fxprune.errors import ExportError
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_cores(threads: Sequence[int]) -> None:
+    """Refuse to time with more threads than there are cores, on which they would wait for each other.
+
+    Raises ExportError.
+    """
+    cores, most = count_cores(), max(threads)
+    if most > cores:
+        raise ExportError(
+            f"threads={most}: this process may use {cores} core{'s' if cores > 1 else ''}, where so many threads would "
+            f"wait for each other; give {cores} at most."
+        )
 
 
 @contextmanager

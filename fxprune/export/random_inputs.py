@@ -51,6 +51,6 @@ def _resolve_shape(info: TensorInfo, batch_size: int, sample: Sequence[int] | No
     if len(sizes) < len(wanted):
         raise ExportError(
             f"a sample of {info.name} has the shape {tuple(declared)}, where None is left open by the file; "
-            f"pass input_shapes={{{info.name!r}: (...)}}."
+            f"give a shape, such as input_shapes={{{info.name!r}: {tuple(size or 64 for size in wanted)}}}."
         )
     return (batch_size if batch is None else batch, *sizes)

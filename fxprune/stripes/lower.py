@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from fxprune.api import convert, find_inputs
 from fxprune.errors import ExactnessError, FxpruneError
+from fxprune.export.pin_cores import require_cores
 from fxprune.export.runtimes.interface import Runtime
 from fxprune.export.runtimes.registry import find_runtime
 from fxprune.inspection.costs import batch_of
@@ -66,12 +67,14 @@ def lower_stripes(
     Raises:
         FxpruneError: the model has masks still.
         ExactnessError: the outputs differ by more than rounding.
-        ExportError: the runtime cannot run the model.
+        ExportError: the runtime cannot run the model, or there are more threads than cores.
     """
     if isinstance(model, PreparedModel):
         raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
     inputs = find_inputs(model, example_inputs)
     source = model if isinstance(model, TracedModel) else convert(model, example_inputs)
+    if runtime is not None:
+        require_cores([threads])
     used = find_runtime(runtime) if isinstance(runtime, str) else runtime
     choice = Choice(cost, tuple(kinds), used, threads)
     lowered, step = lower_once(source, inputs, choice, set())

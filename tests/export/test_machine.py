@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.errors import ExportError
 from fxprune.export import to_onnx
 from fxprune.export.environment import describe_environment, note_moment
 from fxprune.export.peak_memory import MemoryMeter
-from fxprune.export.pin_cores import choose_cores, hold_to_cores
+from fxprune.export.pin_cores import choose_cores, hold_to_cores, require_cores
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 
 
@@ -48,6 +49,13 @@ def test_physical_cores_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_cores(list(range(8)), 3) == (5, 6, 7)
     assert choose_cores([0, 1, 4, 5], 2) == (4, 5)
     assert choose_cores([0, 1, 4, 5], 3) == (1, 4, 5)
+
+
+def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.export.pin_cores.count_cores", lambda: 2)
+    require_cores([1, 2])
+    with pytest.raises(ExportError, match=r"threads=99: this process may use 2 cores.*give 2 at most"):
+        require_cores([1, 99])
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")

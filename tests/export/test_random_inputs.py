@@ -26,7 +26,7 @@ def test_inputs_are_the_same_every_time() -> None:
 
 def test_sizes_left_open_have_to_be_given() -> None:
     assert draw_inputs([IMAGE], 2, {"image": (3, 8, 8)})["image"].shape == (2, 3, 8, 8)
-    with pytest.raises(ExportError, match=r"pass input_shapes=\{'image'"):
+    with pytest.raises(ExportError, match=r"such as input_shapes=\{'image': \(3, 64, 64\)\}"):
         draw_inputs([IMAGE], 2, {})
 
 
