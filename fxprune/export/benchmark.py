@@ -5,15 +5,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from fxprune.errors import ExportError, NothingMeasured
 from fxprune.export.environment import describe_environment, note_moment
 from fxprune.export.interface import ExampleInputs
+from fxprune.export.loads import Rounds, compare_loads, time_loads
 from fxprune.export.measurements import Benchmark, NotMeasured, Timing
 from fxprune.export.onnx import to_onnx
 from fxprune.export.onnx_file import describe_inputs, measure_size, read_file
@@ -26,16 +27,7 @@ from fxprune.export.runtimes.interface import Array, Runtime, Session, TensorInf
 from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.runtimes.registry import find_runtime
 from fxprune.export.runtimes.torch_eager import TorchEager
-from fxprune.export.turns import take_turns
-
-RESAMPLES = 2000
-CONFIDENCE = 0.95
-
-FEWEST_ROUNDS, SURE_ROUNDS = 5, 15
-"""Rounds that are made whatever time they take, and before their spread is asked whether it is small enough."""
-
-SLOT = 0.2
-"""Seconds of a network's turn, if not a single run takes longer."""
+from fxprune.export.turns import Timer
 
 Feed = Mapping[str, Array]
 
@@ -76,10 +68,11 @@ def benchmark(
     Runtimes are named as in `runtimes.registry` ("ort-cpu", "openvino", "torch:channels-last").
     One that is not installed, has no device or refuses a file is listed in `not_measured` with
     the reason; nothing takes its place. After a warm-up of their own the networks take turns,
-    in an order that alternates from round to round, so that a drift of the machine hits them
-    alike. Rounds go on until every interval of a speed-up is narrower than `precision` times the
-    speed-up, and for `seconds` a network at the most (for five rounds at the least). With `pin`
-    the process is held to as many cores as there are threads meanwhile.
+    in an order that alternates, so that a drift of the machine hits them alike; and they are
+    loaded anew before every pair of rounds, because two loads of one file differ in speed. That
+    goes on until every interval of a speed-up is narrower than `precision` times the speed-up,
+    and for `seconds` a network at the most (for four loads at the least). With `pin` the process
+    is held to as many cores as there are threads meanwhile.
 
     With `layers`, ONNX Runtime's profiler says for "ort-cpu" what each layer takes, with the first
     number of threads at the first batch size, and layers of odd width are timed alone beside a
@@ -194,40 +187,29 @@ class _Comparison:
         peaks: dict[tuple[str, int], int | None] = {}
         for count in thread_counts:
             with hold_to_cores(count) if self.pin else nullcontext(()) as cores:
-                sessions = {network.name: self._load(network, count) for network in self.networks}
-                times = {size: self._take_turns(sessions, feed) for size, feed in self.feeds.items()}
-                reported = next(iter(sessions.values())).threads
-                del sessions
+                found = {size: self._time(count, feed) for size, feed in self.feeds.items()}
                 peaks = peaks or self._measure_memory(count)
-            for size in self.feeds:
+            for size, (times, reported) in found.items():
                 for network in self.networks:
-                    timings.append(self._summarise(network, size, times[size], reported, cores, peaks))
+                    timings.append(self._summarise(network, size, times, reported, cores, peaks))
         return timings
+
+    def _time(self, threads: int, feed: Feed) -> tuple[dict[str, list[Rounds]], int]:
+        """Return each network's times by its loads, and the number of threads that the runtime reports."""
+        reported = []
+
+        def load(network: Network) -> Timer:
+            session = self._load(network, threads)
+            reported.append(session.threads)
+            return session.bind(feed)
+
+        loaders = {network.name: partial(load, network) for network in self.networks}
+        return time_loads(loaders, self.seconds, self.precision), reported[0]
 
     def _load(self, network: Network, threads: int) -> Session:
         if network.module is not None and network.example_inputs is not None and isinstance(self.runtime, TorchEager):
             return self.runtime.load_module(network.module, network.example_inputs, threads)
         return self.runtime.load(network.path, threads)
-
-    def _take_turns(self, sessions: Mapping[str, Session], feed: Feed) -> dict[str, list[NDArray[np.float64]]]:
-        """Return each network's times in milliseconds, one array a round."""
-        timers = {name: session.bind(feed) for name, session in sessions.items()}
-        times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in timers}
-        for found in take_turns(timers, min(SLOT, self.seconds / SURE_ROUNDS)):
-            for name, milliseconds in found.items():
-                times[name].append(milliseconds)
-            rounds = len(times[next(iter(times))])
-            spent = sum(float(array.sum()) for arrays in times.values() for array in arrays) / 1e3 / len(times)
-            if rounds >= FEWEST_ROUNDS and spent >= self.seconds:
-                break
-            if rounds >= SURE_ROUNDS and rounds % FEWEST_ROUNDS == 0 and self._is_narrow(times):
-                break
-        return times
-
-    def _is_narrow(self, times: Mapping[str, list[NDArray[np.float64]]]) -> bool:
-        baseline, *others = times.values()
-        ratios = [compare_rounds(baseline, own) for own in others]
-        return all(high - low <= self.precision * middle for middle, low, high in ratios)
 
     def _measure_memory(self, threads: int) -> dict[tuple[str, int], int | None]:
         peaks = {}
@@ -242,15 +224,16 @@ class _Comparison:
         self,
         network: Network,
         batch_size: int,
-        times: Mapping[str, list[NDArray[np.float64]]],
+        times: Mapping[str, list[Rounds]],
         threads: int,
         cores: tuple[int, ...],
         peaks: Mapping[tuple[str, int], int | None],
     ) -> Timing:
         own, first = times[network.name], self.networks[0]
-        runs = np.concatenate(own)
+        rounds = [runs for load in own for runs in load]
+        runs = np.concatenate(rounds)
         lower, median, upper, p95 = (float(value) for value in np.percentile(runs, [25, 50, 75, 95]))
-        speedup, low, high = compare_rounds(times[first.name], own)
+        speedup, low, high = compare_loads(times[first.name], own)
         return Timing(
             runtime=self.label,
             threads=threads,
@@ -260,7 +243,8 @@ class _Comparison:
             size=network.size,
             macs=network.macs,
             peak_memory=peaks[network.name, batch_size],
-            rounds=len(own),
+            loads=len(own),
+            rounds=len(rounds),
             runs=len(runs),
             median=median,
             lower_quartile=lower,
@@ -272,20 +256,3 @@ class _Comparison:
             speedup_high=high,
             efficiency=speedup * network.macs / first.macs if network.macs is not None and first.macs else None,
         )
-
-
-def compare_rounds(
-    baseline: Sequence[NDArray[np.float64]], own: Sequence[NDArray[np.float64]]
-) -> tuple[float, float, float]:
-    """Return the median over the rounds of the ratio of both median times, and its bootstrap interval."""
-    ratios = np.array([np.median(base) / np.median(mine) for base, mine in zip(baseline, own, strict=True)])
-    return float(np.median(ratios)), *bootstrap_median(ratios)
-
-
-def bootstrap_median(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a median: 2000 resamples, 95%."""
-    generator = np.random.default_rng(0)
-    medians = np.median(generator.choice(values, size=(RESAMPLES, len(values))), axis=1)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(medians, [tail, 100 - tail])
-    return float(low), float(high)

@@ -21,7 +21,7 @@ _HEADERS = (
 class Timing:
     """One network on one runtime, with so many threads, at one batch size; times are milliseconds a run.
 
-    `speedup` is the median over the rounds of the first network's median time divided by this
+    `speedup` is the median over the loads of the first network's median time divided by this
     one's, with its bootstrap interval of 95%; 1 for the first network itself.
     """
 
@@ -33,6 +33,7 @@ class Timing:
     size: int  # bytes of its ONNX file, and of what lies beside it
     macs: int | None  # multiply-accumulates a sample; None where the graph's shapes do not tell
     peak_memory: int | None  # bytes more than without the network, at the peak of a run; None where not measured
+    loads: int  # how often it was loaded anew
     rounds: int
     runs: int
     median: float

@@ -38,8 +38,8 @@ def take_turns(timers: Mapping[Key, Timer], slot: float) -> Iterator[dict[Key, N
 
 
 def _warm_up(timer: Timer, seconds: float) -> float:
-    """Run at least three times and for `seconds`; return the fastest time in seconds."""
-    durations = [timer() for _ in range(3)]
+    """Run at least twice and for `seconds`; return the fastest time in seconds."""
+    durations = [timer() for _ in range(2)]
     spent = sum(durations)
     while spent < seconds:
         durations.append(timer())

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from fxprune.export.benchmark import compare_rounds
+from fxprune.export.loads import compare_loads, time_loads
 from fxprune.export.onnx import to_onnx
 from fxprune.export.random_inputs import draw_inputs
 from fxprune.export.runtimes.interface import Runtime
-from fxprune.export.turns import time_in_turns
+from fxprune.export.turns import Timer
 from fxprune.layer_times.measure import time_layers
 from fxprune.model import Inputs, TracedModel
 from fxprune.stripes.lowering import Layer, Lowering, list_graphs
 from fxprune.stripes.step import Race
 
-SECONDS, ROUNDS = 3.0, 15
+SECONDS, PRECISION = 3.0, 0.02
 
 
 def time_lowerings(
@@ -35,7 +36,10 @@ def write_network(model: TracedModel, inputs: Inputs, path: Path) -> None:
 
 def race(dense: Path, lowered: Path, batch_size: int, runtime: Runtime, threads: int) -> Race:
     """Time two files in turns."""
-    sessions = {path: runtime.load(path, threads) for path in (dense, lowered)}
-    feed = draw_inputs(sessions[dense].inputs, batch_size, {})
-    times = time_in_turns({path: session.bind(feed) for path, session in sessions.items()}, SECONDS, ROUNDS)
-    return Race(runtime.name, threads, batch_size, *compare_rounds(times[lowered], times[dense]))
+    feed = draw_inputs(runtime.load(dense, threads).inputs, batch_size, {})
+
+    def load(path: Path) -> Timer:
+        return runtime.load(path, threads).bind(feed)
+
+    times = time_loads({path: partial(load, path) for path in (dense, lowered)}, SECONDS, PRECISION)
+    return Race(runtime.name, threads, batch_size, *compare_loads(times[lowered], times[dense]))

@@ -1,6 +1,8 @@
 """Is a measurement complete, fair and readable? (Never: how fast is it?)"""
 
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import nn
 
 from fxprune.errors import ExportError
 from fxprune.export import benchmark, count, to_onnx
-from fxprune.export.benchmark import bootstrap_median
+from fxprune.export.loads import bootstrap_median, compare_loads, time_loads
 from fxprune.export.measurements import Benchmark
 from fxprune.export.runtimes.interface import Array, Session, TensorInfo
 
@@ -32,7 +34,7 @@ def test_a_file_beside_itself_is_measured_completely(path: Path) -> None:
     for timing in result.timings:
         assert timing.size == path.stat().st_size
         assert timing.macs == 8 * 6 * 6 * 3 * 9 + 4 * 6 * 6 * 8
-        assert timing.runs >= timing.rounds >= 5
+        assert timing.runs >= timing.rounds == 2 * timing.loads >= 8
         assert 0 < timing.lower_quartile <= timing.median <= timing.upper_quartile <= timing.p95
         assert timing.throughput == pytest.approx(timing.batch_size / timing.median * 1e3)
         assert timing.speedup_low <= timing.speedup <= timing.speedup_high
@@ -82,6 +84,7 @@ class Recorder:
         self.log: list[str] = []
 
     def load(self, path: Path, threads: int) -> "RecorderSession":
+        self.log.append(path.stem.upper())
         return RecorderSession(self, path.stem)
 
 
@@ -104,11 +107,26 @@ def copies(tmp_path: Path) -> dict[str, Path]:
     return {name: to_onnx(model, torch.randn(2, 2), tmp_path / f"{name}.onnx", verify=False).path for name in "ab"}
 
 
-def test_files_take_turns_in_alternating_order(copies: dict[str, Path]) -> None:
-    runtime = Recorder()
-    benchmark(copies, batch_sizes=(1,), seconds=1e-12, runtimes=[runtime])
-    warm_up, turns, memory = "aaabbb", "abbaabbaab", "aabb"
-    assert "".join(runtime.log) == warm_up + turns + memory
+def test_what_loads_slowly_is_loaded_once() -> None:
+    loads: list[str] = []
+
+    def load(name: str) -> Callable[[], float]:
+        loads.append(name)
+        time.sleep(0.05)
+        return lambda: 1e-3
+
+    times = time_loads({name: partial(load, name) for name in "ab"}, seconds=0.005, precision=0.02)
+    assert loads == ["a", "b"]
+    assert [len(rounds) for rounds in times["a"]] == [8]
+
+
+def test_the_interval_is_over_loads_that_differ() -> None:
+    speeds = iter([1.0, 1.02, 0.98, 1.01, 0.99] * 20)
+    times = time_loads({"a": lambda: lambda: 1.0, "b": lambda: cycle([next(speeds)]).__next__}, 12.0, 0.001)
+    middle, low, high = compare_loads(times["a"], times["b"])
+    assert low < 0.995 < middle < 1.005 < high
+    alone = [[runs for rounds in times[name] for runs in rounds] for name in "ab"]
+    assert compare_loads([alone[0]], [alone[1]])[2] < high  # rounds of one load alone would be more certain
 
 
 class Clock(Recorder):
@@ -119,6 +137,7 @@ class Clock(Recorder):
         self.seconds = {name: cycle(times) for name, times in seconds.items()}
 
     def load(self, path: Path, threads: int) -> "ClockSession":
+        self.log.append(path.stem.upper())
         return ClockSession(self, path.stem)
 
 
@@ -126,16 +145,27 @@ class ClockSession(RecorderSession):
     runtime: Clock
 
     def bind(self, feed: Mapping[str, Array]) -> Callable[[], float]:
-        return lambda: next(self.runtime.seconds[self.name])
+        def take_time() -> float:
+            self.run(feed)
+            return next(self.runtime.seconds[self.name])
+
+        return take_time
+
+
+def test_files_are_loaded_anew_and_take_turns_in_alternating_order(copies: dict[str, Path]) -> None:
+    runtime = Clock(a=[1.0], b=[1.0])
+    benchmark(copies, batch_sizes=(1,), seconds=8, runtimes=[runtime])
+    load, another, memory = "ABaabbabba", "BAaabbabba", "AaaBbb"
+    assert "".join(runtime.log) == load + another + load + another + memory
 
 
 def test_rounds_go_on_until_the_interval_is_narrow(copies: dict[str, Path]) -> None:
     steady = benchmark(copies, batch_sizes=(1,), seconds=900, runtimes=[Clock(a=[2.0], b=[1.0])]).timings[1]
-    assert (steady.rounds, steady.speedup, steady.speedup_low, steady.speedup_high) == (15, 2.0, 2.0, 2.0)
+    assert (steady.loads, steady.speedup, steady.speedup_low, steady.speedup_high) == (10, 2.0, 2.0, 2.0)
     assert (steady.median, steady.efficiency) == (1000.0, 2.0)
     spread = [0.96, 0.98, 1.0, 1.03, 1.04, 0.97, 1.02]
     noisy = benchmark(copies, batch_sizes=(1,), seconds=900, runtimes=[Clock(a=spread, b=[1.0])]).timings[1]
-    assert 15 < noisy.rounds < 900
+    assert 20 < noisy.rounds < 900
     assert noisy.speedup_high - noisy.speedup_low <= 0.02 * noisy.speedup
     cut_off = benchmark(copies, batch_sizes=(1,), seconds=20, runtimes=[Clock(a=spread, b=[1.0])]).timings[1]
     assert cut_off.rounds == pytest.approx(20, abs=2)

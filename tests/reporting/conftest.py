@@ -24,7 +24,7 @@ class Net(nn.Module):
 def time(name: str, batch: int, median: float, speedup: float, efficiency: float) -> Timing:
     return Timing(
         runtime="ort-cpu", threads=1, cores=(), batch_size=batch, name=name, size=4000, macs=None, peak_memory=None,
-        rounds=15, runs=150, median=median, lower_quartile=median, upper_quartile=median, p95=median,
+        loads=8, rounds=16, runs=150, median=median, lower_quartile=median, upper_quartile=median, p95=median,
         throughput=batch / median * 1e3, speedup=speedup, speedup_low=speedup - 0.01, speedup_high=speedup + 0.01,
         efficiency=efficiency,
     )  # fmt: skip
