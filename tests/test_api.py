@@ -281,3 +281,11 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
     assert set(dir(fxprune)) >= {"prepare", "convert", "export", "errors"}
     with pytest.raises(AttributeError, match="perpare"):
         fxprune.perpare  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first", ["fxprune.reporting.comparison", "fxprune.layer_times.measure", "fxprune.export.report"]
+)
+def test_any_part_can_be_imported_first(first: str) -> None:
+    code = f"import {first}, fxprune; assert callable(fxprune.export.report) and callable(fxprune.export.benchmark)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,7 +17,7 @@ def report(
     log: Annotated[Path | None, typer.Option(help="A CSV file of the training: epoch, sparsity, accuracy.")] = None,
 ) -> None:
     """Show a result as a table, and write it as a page or as Markdown."""
-    from fxprune.reporting.collect import read_log
+    from fxprune.export.report import read_log
     from fxprune.reporting.comparison import Comparison, require_form
     from fxprune.reporting.notes import list_failures
 

@@ -1,10 +1,5 @@
-"""Which functions turn a model into a checked ONNX file, measure it, and report?"""
+"""Which functions turn a model into a checked ONNX file, measure it, and report? See `__init__.pyi`."""
 
-from fxprune.export.benchmark import benchmark
-from fxprune.export.cost import count
-from fxprune.export.onnx import to_onnx
-from fxprune.export.quantize import quantize
-from fxprune.export.verify import verify
-from fxprune.reporting.collect import report
+import lazy_loader
 
-__all__ = ["benchmark", "count", "quantize", "report", "to_onnx", "verify"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

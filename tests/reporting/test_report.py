@@ -13,7 +13,7 @@ import fxprune
 from fxprune.errors import ReportError
 from fxprune.export.measurements import LayerTime, OddWidth
 from fxprune.export.quantize import QuantizedFile
-from fxprune.reporting.collect import read_log
+from fxprune.export.report import read_log
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.tables import list_tables
 
