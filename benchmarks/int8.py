@@ -2,10 +2,12 @@
 
     python benchmarks/int8.py --model squeezenet1_1 --images images.npz --weights weights.safetensors
     python benchmarks/int8.py --model resnet18 --size 224
+    python benchmarks/int8.py --files dense.onnx compact.onnx --images test.npz
 
 `images.npz` holds `x` (uint8, [samples, height, width, 3]) and `y` (labels); without it images are random, and only
 latency and agreement mean something. The compact network loses `--sparsity` of its channels by `fxprune.prune`,
-without training after it. A quarter of the images calibrates, all of them are compared.
+without training after it; or both are files, such as examples/train.py leaves. A quarter of the images calibrates, all
+of them are compared.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ def read_images(path: Path | None, size: int, count: int) -> tuple[Tensor, Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18", help="a classifier of torchvision")
+    parser.add_argument("--files", type=Path, nargs=2, metavar=("DENSE", "COMPACT"), help="ONNX files of two networks")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--count", type=int, default=128)
@@ -49,17 +52,12 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = torchvision.models.get_model(options.model, weights=None).eval()
-    if options.weights is not None:
-        model.load_state_dict(safetensors.torch.load_file(options.weights))
     images, labels = read_images(options.images, options.size, options.count)
     batches = list(zip(images.split(16), labels.split(16), strict=True))
-    target = fxprune.Sparsity(options.sparsity, align=16)
-    compact = fxprune.convert(fxprune.prune(model, images[:2], target=target))
     files: dict[str, Path] = {}
     costs = []
-    for name, network in (("dense", model), ("compact", compact)):
-        files[name] = fxprune.export.to_onnx(network, images[:2], options.out / f"{name}.onnx").path
+    for name, path in zip(("dense", "compact"), options.files or write_files(options, images[:2]), strict=True):
+        files[name] = path
         files[f"{name} INT8"] = options.out / f"{name}.int8.onnx"
         done = fxprune.export.quantize(
             files[name], batches, files[f"{name} INT8"], calibration_batches=max(1, len(batches) // 4)
@@ -73,6 +71,17 @@ def main() -> None:
     ]  # fmt: skip
     head = ["network", "MB", "accuracy", "agrees with its fp32", "ms", "speed-up", "95% interval"]
     print(tabulate(rows, headers=head, disable_numparse=True))
+
+
+def write_files(options: argparse.Namespace, example: Tensor) -> list[Path]:
+    """Export the model as it is, and pruned."""
+    model = torchvision.models.get_model(options.model, weights=None).eval()
+    if options.weights is not None:
+        model.load_state_dict(safetensors.torch.load_file(options.weights))
+    target = fxprune.Sparsity(options.sparsity, align=16)
+    compact = fxprune.convert(fxprune.prune(model, example, target=target))
+    networks = {"dense": model, "compact": compact}
+    return [fxprune.export.to_onnx(n, example, options.out / f"{name}.onnx").path for name, n in networks.items()]
 
 
 if __name__ == "__main__":
