@@ -107,6 +107,9 @@ def test_bench_takes_several_runtimes_and_thread_counts(
 def test_bench_refuses_in_one_sentence(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert_refused(run("bench", files[0], tmp_path / "none.onnx"), "none.onnx")
     assert_refused(run("bench", files[0], files[0]), "given twice")
+    content = files[1].read_bytes()
+    assert_refused(run("bench", *files, "--json", files[1]), "is read by this command, which would overwrite it")
+    assert files[1].read_bytes() == content
     assert_refused(run("bench", *files, "--batch", "1,x"), "whole numbers")
     assert_refused(run("bench", *files, "--batch", "0"), "1 or more")
     assert_refused(run("bench", *files, "--json", tmp_path / "no" / "file.json"), "cannot be written")

@@ -34,7 +34,7 @@ def bench(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise FxpruneError(f"{twice} is given twice; give two files to compare")
-    require_writable(json)
+    require_writable(json, read=files)
     result = fxprune.export.benchmark(
         dict(zip(names, files, strict=True)),
         runtimes=runtime.split(","),

@@ -1,7 +1,7 @@
 """How does a command end? With 0, with 2 where something is refused, and with 3 where a check of the result failed."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,17 @@ def end_in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def require_writable(*paths: Path | None) -> None:
-    """Refuse files that could not be written later, or twice, before the time is spent; what stands in them stays."""
+def require_writable(*paths: Path | None, read: Iterable[Path | None] = ()) -> None:
+    """Refuse files that could not be written later, or twice, before the time is spent; what stands in them stays.
+
+    `read` are files that the command reads, and that therefore must not be written.
+    """
     given = [path for path in paths if path is not None]
     places = [path.resolve() for path in given]
+    sources = {path.resolve() for path in read if path is not None}
     for path in given:
+        if path.resolve() in sources:
+            raise FxpruneError(f"{path} is read by this command, which would overwrite it; give another file to write")
         if places.count(path.resolve()) > 1:
             raise FxpruneError(f"{path} is given for two files, and one would overwrite the other; give another file")
         is_new = not path.exists()

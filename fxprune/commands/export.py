@@ -24,7 +24,7 @@ def export(
     from fxprune.commands.load_model import load_model, make_inputs
     from fxprune.commands.load_weights import load_weights
 
-    require_writable(onnx)
+    require_writable(onnx, read=[weights])
     made = load_weights(load_model(model), weights, trust)
     inputs = make_inputs(made, model, input)
     typer.echo(fxprune.export.to_onnx(made, inputs, onnx, precision=precision, opset=opset))

@@ -53,7 +53,7 @@ def prune(
         find_runtime(runtime)
     sizes, counts = read_numbers("--batch", batch), read_numbers("--threads", threads)
     require_form(report)
-    require_writable(onnx, save, dense, report, json)
+    require_writable(onnx, save, dense, report, json, read=[weights, calibrate])
     batches = read_batches(calibrate) if calibrate is not None else None
     original = load_weights(load_model(model), weights, trust).eval()
     if weights is None and model.startswith(("torchvision:", "timm:")):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fxprune.commands.endings import CHECK_FAILED, require_writable
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, ReportError
 
 
 def report(
@@ -23,12 +23,15 @@ def report(
 
     require_form(html, ".html")
     require_form(markdown, ".md")
-    require_writable(html, markdown)
+    require_writable(html, markdown, read=[result, log])
     try:
         text = result.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FxpruneError(f"{result} cannot be read ({error}); give what `fxprune prune --json` wrote") from error
-    comparison = Comparison.from_json(text)
+    try:
+        comparison = Comparison.from_json(text)
+    except ReportError as error:
+        raise ReportError(f"{result}: {error}") from error
     if log is not None:
         comparison = replace(comparison, training=read_log(log))
     typer.echo(comparison)

@@ -173,7 +173,7 @@ def test_wrong_options_are_refused_in_a_sentence(
 
 def test_report_refuses_other_files_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
-    assert_refused(run("report", tmp_path / "other.json"), "no JSON of a fxprune report")
+    assert_refused(run("report", tmp_path / "other.json"), "other.json: ", "no JSON of a fxprune report")
     assert_refused(run("report", tmp_path / "none.json"), "cannot be read")
     assert_refused(run("report", tmp_path / "other.json", "--html", tmp_path / "page.pdf"), "give .html")
 
