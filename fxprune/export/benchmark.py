@@ -20,7 +20,7 @@ from fxprune.export.onnx import to_onnx
 from fxprune.export.onnx_file import describe_inputs, measure_size, read_file
 from fxprune.export.onnx_macs import count_macs
 from fxprune.export.peak_memory import MemoryMeter
-from fxprune.export.pin_cores import hold_to_cores
+from fxprune.export.pin_cores import hold_to_cores, require_cores
 from fxprune.export.profile_networks import Profile, profile_networks
 from fxprune.export.random_inputs import draw_inputs
 from fxprune.export.runtimes.interface import Array, Runtime, Session, TensorInfo
@@ -122,6 +122,7 @@ def _check_settings(
         raise ExportError(
             f"threads={tuple(threads)}, precision={precision}, seconds={seconds}: all of them have to be positive."
         )
+    require_cores(threads)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Folding:
     def __str__(self) -> str:
         """Return the numbers, and how many stayed for which reason."""
         reasons = Counter(reason for _, reason in self.kept)
-        lines = [f"{len(self.folded)} batch norms folded, {len(self.kept)} kept"]
+        lines = [f"batch norms: {len(self.folded)} folded, {len(self.kept)} kept"]
         return "\n".join(lines + [f"  {number} because {reason}" for reason, number in reasons.most_common()])
 
 

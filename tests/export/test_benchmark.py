@@ -56,7 +56,8 @@ def test_what_no_runtime_measures_is_an_error_with_all_reasons(path: Path) -> No
         benchmark({"one": path}, runtimes=["torch:cuda", "torch-cuda-graphs"], seconds=0.01)
 
 
-def test_threads_are_set_and_read_back(path: Path) -> None:
+def test_threads_are_set_and_read_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.export.pin_cores.count_cores", lambda: 2)
     result = benchmark({"one": path}, runtimes=["ort-cpu", "torch"], batch_sizes=(1,), threads=(1, 2), seconds=0.01)
     assert [(t.runtime, t.threads) for t in result.timings] == [
         (runtime, n) for runtime in ("ort-cpu", "torch") for n in (1, 2)
@@ -184,6 +185,8 @@ def test_bad_input_is_refused(path: Path, tmp_path: Path) -> None:
         benchmark({"block": path}, batch_sizes=(0,))
     with pytest.raises(ExportError, match="have to be positive"):
         benchmark({"block": path}, threads=0)
+    with pytest.raises(ExportError, match="wait for each other"):
+        benchmark({"block": path}, threads=9999)
     with pytest.raises(ExportError, match="did you mean ort-cuda"):
         benchmark({"block": path}, runtimes=["ort-cude"])
 
