@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
-from fxprune.passes.trace import copy_model, trace, trace_region
+from fxprune.passes.trace import cannot_run, copy_model, trace, trace_region
 from fxprune.passes.watch import Calls, kept_state, sizes_in, watch_calls
 
 ROUGH = 0.02
@@ -61,7 +61,10 @@ def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
     """
     code = copy_model(model, share_weights=True)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(code), in_eval_mode(traced):
-        wanted = floats_of(code, inputs)
+        try:
+            wanted = floats_of(code, inputs)
+        except Exception as error:
+            raise cannot_run(code, error) from error
         if are_alike(wanted, floats_of(traced, inputs)) or not are_alike(wanted, floats_of(code, inputs)):
             return  # random outputs cannot be compared
     raise TraceError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._functorch import apis
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import checkpoint
@@ -34,7 +35,7 @@ def standing_in(tracer: Any) -> Iterator[None]:
     stepped_over = dict(wrapped)
     wrapped.clear()
     replaced = list(replacements(tracer))
-    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replaced]
+    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in replaced]
     try:
         for owner, name, replacement in replaced:
             setattr(owner, name, replacement)
@@ -42,7 +43,7 @@ def standing_in(tracer: Any) -> Iterator[None]:
             yield
     finally:
         for owner, name, original in originals:
-            setattr(owner, name, original)
+            delattr(owner, name) if original is None else setattr(owner, name, original)
         wrapped.update(stepped_over)
 
 
@@ -54,6 +55,7 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
                 yield owner, name, record_compiled(tracer, function)
     for name in NUMBERS:
         yield torch, name, record_compiled(tracer, getattr(torch, name))
+    yield nn.Module, "training", watch_mode(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
     yield torch.jit.ScriptFunction, "__call__", inline_script(tracer)
@@ -75,6 +77,21 @@ def record_compiled(tracer: Any, function: Callable[..., Any]) -> Callable[..., 
         return function(*args, **kwargs)
 
     return compiled
+
+
+def watch_mode(tracer: Any) -> property:
+    """Let modules keep their mode as ever, and the tracer know when the code that it records asks for it."""
+
+    def read(module: nn.Module) -> Any:
+        if "training" not in vars(module):
+            raise AttributeError("training")  # of scripted modules, which keep it elsewhere
+        tracer.asks_mode |= tracer.recording
+        return vars(module)["training"]
+
+    def write(module: nn.Module, training: Any) -> None:
+        vars(module)["training"] = training
+
+    return property(read, write)
 
 
 def check_numbers(check: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
@@ -37,6 +37,7 @@ from fxprune.passes.proxies import (
 )
 from fxprune.passes.source_lines import find_error, find_user_line
 from fxprune.passes.stand_ins import standing_in
+from fxprune.shadow.shapes import ShapeTensor
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -52,25 +53,42 @@ def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
     Raises:
         TraceError: the model does not run on the inputs, or its code decides by the values of tensors.
     """
-    root = copy_model(model)
-    return TracedModel(root, Graphs([trace_region(root, "", inputs)]), inputs=inputs)
+    try:
+        root = copy_model(model)
+        region = trace_region(root, "", inputs, values=False)
+    except (TraceError, GuardViolated):  # code that was left halfway leaves its objects in any state
+        root = copy_model(model)
+        region = trace_region(root, "", inputs)
+    return TracedModel(root, Graphs([region]), inputs=inputs)
 
 
-def trace_region(root: nn.Module, path: str, inputs: Inputs) -> Region:
-    """Trace one module of `root` in both modes; the graphs name its parts as `root` does."""
+def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True) -> Region:
+    """Trace one module of `root` in both modes; the graphs name its parts as `root` does.
+
+    Without `values` only the shapes are computed of what depends on an input: faster, and not always enough.
+    """
     module = root.get_submodule(path)
     modes = {part: part.training for part in module.modules()}
     try:
         earlier: dict[str, tuple[fx.Node, Any]] = {}
-        train, evaluated = (trace_mode(module.train(training), inputs, earlier) for training in (True, False))
+        given = inputs if values else tree_map_only(Tensor, lambda t: ShapeTensor(t, t.device), inputs)
+        train, asks_mode = trace_mode(module.train(True), given, earlier)
+        differ = asks_mode or any(changes_with_mode(part) for part in modes)
+        evaluated = trace_mode(module.train(False), given, earlier)[0] if differ else train
     finally:
         for part, mode in modes.items():
             part.training = mode
-    for node in (node for graph in (train, evaluated) for node in graph.nodes):
+    for node in (node for graph in {train: 0, evaluated: 1} for node in graph.nodes):
         if path and node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
-    same = describe(train) == describe(evaluated)
+    same = train is evaluated or describe(train) == describe(evaluated)
     return Region(path, evaluated if same else train, evaluated, inputs)
+
+
+def changes_with_mode(module: nn.Module) -> bool:
+    """Whether a module does more than to note its mode when it is switched, as one that fuses its branches does."""
+    kind = type(module)
+    return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
 
 
 def copy_model(model: nn.Module, share_weights: bool = False) -> nn.Module:
@@ -90,8 +108,10 @@ def copy_model(model: nn.Module, share_weights: bool = False) -> nn.Module:
         ) from error
 
 
-def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]]) -> fx.Graph:
-    """Trace the mode that `root` is in; buffers that the forward pass changes are put back.
+def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]]) -> tuple[fx.Graph, bool]:
+    """Trace the mode that `root` is in, and tell whether its code asks which one that is.
+
+    Buffers that the forward pass changes are put back.
 
     `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
     """
@@ -102,6 +122,8 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
     try:
         with torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer):
             graph = tracer.trace(root)
+        if tracer.failed and any(isinstance(leaf, ShapeTensor) for leaf in tree_leaves(inputs)):
+            raise TraceError("it may be for want of values that an op has failed")
         if tracer.failures:
             raise TraceError(
                 f"{tracer.failures[0]}: the code goes on after this has failed, and might not for another input; "
@@ -110,12 +132,7 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
     except (TraceError, GuardViolated):
         raise
     except Exception as error:
-        mode = "training" if root.training else "eval"
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise TraceError(
-            f"{type(root).__name__} does not run on the example inputs in {mode} mode: {first} ({find_error(error)}); "
-            "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
-        ) from error
+        raise cannot_run(root, error) from error
     for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
@@ -129,7 +146,17 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
         for name, buffer in root.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
-    return graph
+    return graph, tracer.asks_mode
+
+
+def cannot_run(model: nn.Module, error: Exception) -> TraceError:
+    """The error of a model that does not take its example inputs."""
+    mode = "training" if model.training else "eval"
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return TraceError(
+        f"{type(model).__name__} does not run on the example inputs in {mode} mode: {first} ({find_error(error)}); "
+        "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
+    )
 
 
 def describe(graph: fx.Graph) -> str:
@@ -148,6 +175,8 @@ class ValueTracer(fx.Tracer):
         self.same: set[fx.Node] = set()  # nodes that the other mode has, too
         self.guarded: set[fx.Node] = set()
         self.recording = False
+        self.asks_mode = False  # whether the code that is traced reads `self.training`
+        self.failed = False  # whether an op did
         self.failures: list[str] = []  # lines of ops that failed, for which the graph has no check
         self.opaque: tuple[str, set[int]] | None = None  # the step that hides what it computes, and what it is given
 
@@ -220,8 +249,10 @@ class ValueTracer(fx.Tracer):
         if value is None:
             try:
                 value = self.run(kind, target, unwrap(args), unwrap(kwargs))
-            except FAILURES:  # the code may catch it, and take another way
-                self.expect_failure(node)
+            except Exception as failure:
+                self.failed = True
+                if isinstance(failure, FAILURES):  # the code may catch it, and take another way
+                    self.expect_failure(node)
                 raise
         if isinstance(value, Tensor):
             node.meta["shape"] = tuple(value.shape)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.shadow.shapes import find_shapes, leaves_of, map_tensors
 
 Ids = tuple[Tensor, ...]
 """The ids of a tensor: int64 tensors that broadcast against it, size 1 where an id is repeated."""
@@ -173,63 +175,11 @@ def run_inner(call: Call) -> tuple[Any, ShadowTensor | None]:
         return t.held.clone() if t is target or schema.is_mutable else t.held
 
     if not real:
-        return find_shapes(call), written
+        return find_shapes(call.op, call.args, call.kwargs), written
     args, kwargs = map_tensors((call.args, call.kwargs), lower)
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": "cpu"}
     return call.op(*args, **kwargs), written
-
-
-SHAPES: dict[Any, Any] = {}
-"""Results on the meta device by op and arguments: PyTorch takes up to a millisecond to find each."""
-
-MOST_SHAPES = 20_000
-
-
-def find_shapes(call: Call) -> Any:
-    """Give the results of a call on the meta device; what was called before alike gives the same tensors again."""
-    key = (call.op, describe_argument(call.args), describe_argument(call.kwargs))
-    if key not in SHAPES:
-        args, kwargs = map_tensors((call.args, call.kwargs), lambda t: t.held.to("meta").detach())
-        if kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": "meta"}
-        if len(SHAPES) >= MOST_SHAPES:
-            SHAPES.clear()
-        SHAPES[key] = call.op(*args, **kwargs)
-    return SHAPES[key]
-
-
-def describe_argument(value: Any) -> Any:
-    """Give a key that is equal for arguments of which an op makes results of the same shapes and strides."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.storage_offset()
-    if isinstance(value, (tuple, list)):
-        return tuple(describe_argument(each) for each in value)
-    if isinstance(value, dict):
-        return tuple((name, describe_argument(each)) for name, each in value.items())
-    return type(value), value
-
-
-def leaves_of(value: Any) -> Iterator[Any]:
-    """Go through the arguments or results of an ATen call, which nest in lists and dicts only."""
-    if isinstance(value, (tuple, list)):
-        for each in value:
-            yield from leaves_of(each)
-    elif isinstance(value, dict):
-        yield from leaves_of(tuple(value.values()))
-    else:
-        yield value
-
-
-def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Change each tensor among the arguments or results of an ATen call."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(each, change) for each in value)
-    if isinstance(value, dict):
-        return {name: map_tensors(each, change) for name, each in value.items()}
-    return value
 
 
 def replay_view(call: Call, index: int) -> Callable[[Tensor], Tensor]:
