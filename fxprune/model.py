@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -313,6 +313,15 @@ def tensors_in(value: Any) -> list[Any]:
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """List parameters and buffers under all their names."""
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def share_tensors(tensors: Iterable[Tensor]) -> dict[int, Any]:
+    """Give the memo with which a deep copy has tensors of its own for these that hold the same memory."""
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        shared = tensor.detach()
+        memo[id(tensor)] = nn.Parameter(shared, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shared
+    return memo
 
 
 def states_of(model: nn.Module) -> dict[str, Tensor]:

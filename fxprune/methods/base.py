@@ -114,7 +114,10 @@ class Method:
         """Change layers of the copy that is prepared, in place, to those that the method trains."""
 
     def restore(self, model: nn.Module) -> None:
-        """Change them back, in place, into ordinary layers that compute the same."""
+        """Change them back into ordinary layers that compute the same.
+
+        The modules are the model's own, but other models read the memory of its tensors: assign to `.data`.
+        """
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         """Give the optimizer's options for one kind of parameters; norms and biases do not decay by default."""

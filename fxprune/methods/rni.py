@@ -54,7 +54,7 @@ class RNI(NormScales):
             if isinstance(module, _BatchNorm) and isinstance(module, Receding):
                 object.__setattr__(module, "__class__", module.ordinary)
                 module.weight.data = module.weight.data.sigmoid()
-                module.bias.data.zero_()
+                module.bias.data = torch.zeros_like(module.bias)
                 module.bias.requires_grad_(module.weight.requires_grad)
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fxprune.mask_modules import UnitMask, WeightMask
-from fxprune.model import PreparedModel, TracedModel, find_tensor, in_eval_mode
+from fxprune.model import PreparedModel, TracedModel, find_tensor, in_eval_mode, share_tensors
 from fxprune.passes.analyse import Channels
 
 
@@ -17,20 +17,23 @@ from fxprune.passes.analyse import Channels
 def bake_masks(prepared: PreparedModel) -> TracedModel:
     """Return a copy without masks that computes the same, but for ops that count closed channels alike.
 
-    Parametrizations (weight norm, spectral norm) are baked too; `prepared` stays as it was.
+    Parametrizations (weight norm, spectral norm) are baked too; `prepared` stays as it was. Parameters without a mask
+    hold its memory, and nodes are its own: neither may be changed.
     """
-    masks = {mask.parameter: mask for _, _, mask in masks_of(prepared)}
+    by_name = {mask.parameter: mask for _, _, mask in masks_of(prepared)}
     with in_eval_mode(prepared):  # spectral norm goes on estimating whenever its weight is read in training mode
-        own = {name: find_tensor(prepared, name) for name in masks}
-        values = {name: mask(own[name]) for name, mask in masks.items()}
+        own = {name: find_tensor(prepared, name) for name in by_name}
+        values = {name: mask(own[name]) for name, mask in by_name.items()}
     ready = {id(own[name]): nn.Parameter(value, own[name].requires_grad) for name, value in values.items()}
-    shell = prepared.copy_shell(ready)  # what is masked is copied as the mask leaves it
+    unmasked, masks = share_tensors(prepared.parameters()), {id(prepared.fxprune): None}
+    shell = prepared.copy_shell(unmasked | ready | masks)
     del shell._modules["fxprune"]
     bake_parametrizations(shell)
     prepared.fxprune.method.restore(shell)
     for name, value in values.items():  # what a parametrization computed is a parameter only now
         find_tensor(shell, name).data = value
-    return TracedModel(shell, prepared.plain.copy(), prepared.class_name, prepared.inputs, prepared.untraced)
+    graphs = prepared.plain.map(lambda graph: graph)
+    return TracedModel(shell, graphs, prepared.class_name, prepared.inputs, prepared.untraced)
 
 
 class FrozenMask(nn.Module):

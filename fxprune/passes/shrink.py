@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.model import TracedModel, named_tensors
+from fxprune.model import TracedModel, find_tensor, named_tensors, share_tensors
 from fxprune.passes.analyse import Channels, Shadow, is_traced
 from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_used, is_empty, joined_dim
 from fxprune.passes.living import use_living
@@ -25,7 +25,7 @@ def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
     Raises:
         CannotMend: the graph has no form for so few units; those that the error names have to stay.
     """
-    surgery = Surgery(model, copy_sharing(model), channels, plan)
+    surgery = Surgery(model, copy_sharing(model, channels), channels, plan)
     surgery.carry_constants()
     surgery.slice_parameters()
     resize_modules(surgery.compact)
@@ -38,13 +38,9 @@ def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
     return surgery.compact
 
 
-def copy_sharing(model: TracedModel) -> TracedModel:
-    """Copy a model without the contents of its tensors; `slice_parameters` gives the copy its own."""
-    memo: dict[int, Any] = {}
-    for _, tensor in named_tensors(model):
-        shared = tensor.detach()
-        memo[id(tensor)] = nn.Parameter(shared, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shared
-    return copy.deepcopy(model, memo)
+def copy_sharing(model: TracedModel, channels: Channels) -> TracedModel:
+    """Copy a model without the contents of what `slice_parameters` gives contents of its own."""
+    return copy.deepcopy(model, share_tensors(find_tensor(model, name) for name in channels.parameters))
 
 
 @dataclass
@@ -137,7 +133,7 @@ class Surgery:
             data = cut(tensor.data, alive)
             for dim, keep in alive.items():
                 ids = [t[(slice(None),) * dim + (keep,)] if t.size(dim) > 1 else t for t in ids]
-            tensor.data = data.clone() if data is tensor.data else data
+            tensor.data = data if alive else data.clone()
             tensor.grad = None
             self.shadows[name] = Shadow(tuple(data.shape), tuple(ids), None)
 
@@ -194,10 +190,9 @@ def remove_unread(model: TracedModel) -> None:
     for path, module in list(model.named_modules()):
         for name in [*module._parameters.keys(), *module._buffers.keys()]:  # of scripted modules, too
             full = f"{path}.{name}" if path else name
-            prefixes = {full.rpartition(".")[0], full}
-            inside = any(full.startswith(target + ".") for target in read)
-            unread = not prefixes & read and not inside and id(getattr(module, name)) not in tied
-            if unread and is_traced(model, full):
+            parts = full.split(".")
+            inside = any(".".join(parts[:length]) in read for length in range(1, len(parts) + 1))
+            if not inside and id(getattr(module, name)) not in tied and is_traced(model, full):
                 setattr(module, name, None)
 
 
