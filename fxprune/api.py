@@ -202,8 +202,8 @@ def shrink_all(
     reasons: dict[str, int] = {}
     while True:
         plan = find_dead(source, channels, closed, keep)
-        padding = find_padding(channels, plan.dead, align)
-        if padding.any():
+        padding = find_padding(channels, plan.dead, align) if align > 1 else None
+        if padding is not None and padding.any():
             keep |= padding
             reason = f"widths are multiples of {align}"
             reasons[reason] = reasons.get(reason, 0) + int(padding.sum())

@@ -38,7 +38,7 @@ class Grouping:
 
 def find_groups(model: TracedModel, channels: Channels, excluded: set[str]) -> Grouping:
     """Group the units by the places on which they live, and by the reason that keeps them; in the model's order."""
-    positions = [position for position in channels.positions() if not is_parametrized_away(position[0])]
+    positions = [position for position in channels.positions if not is_parametrized_away(position[0])]
     prunable = number_units(model, channels, excluded) >= 0
     reasons, reason_of = explain_units(model, channels, excluded, prunable, positions)
     units = torch.cat([NONE, *(along for _, _, along in positions)])

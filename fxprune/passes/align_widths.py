@@ -19,7 +19,7 @@ def find_padding(channels: Channels, dead: Tensor, align: int) -> Tensor:
     Nothing is marked of what is gone altogether, and of what a norm or another op counts: there it would have to be
     left out anew in every run.
     """
-    places = [units for _, _, units in channels.positions()]
+    places = [units for _, _, units in channels.positions]
     group = group_units(len(dead), places)
     quantum = find_quantum(group, places, align)
     count = len(quantum)

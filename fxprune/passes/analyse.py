@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,12 +98,11 @@ class Channels:
                 return found.pop()
         return None
 
-    def positions(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Go through every dimension of every parameter or buffer that has channels: name, dimension, units."""
-        for name, shadow in self.parameters.items():
-            for dim in range(len(shadow.shape)):
-                if shadow.along(dim):
-                    yield name, dim, self.units_along(name, dim)
+    @functools.cached_property
+    def positions(self) -> list[tuple[str, int, Tensor]]:
+        """Every dimension of every parameter or buffer that has channels: name, dimension, units."""
+        lines = ((name, dim, s.along(dim)) for name, s in self.parameters.items() for dim in range(len(s.shape)))
+        return [(name, dim, self.units[ids[0]]) for name, dim, ids in lines if ids]
 
 
 def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True) -> Channels:
@@ -349,7 +349,8 @@ class ShadowRun:
         kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
         if node.op == "placeholder":
             return next(inputs)
-        numbers = [n for n in node.all_input_nodes if any(type(leaf) in (int, float) for leaf in tree_leaves(env[n]))]
+        others = [n for n in node.all_input_nodes if not is_shadow(env[n])]
+        numbers = [n for n in others if any(type(leaf) in (int, float) for leaf in tree_leaves(env[n]))]
         self.sized = not self.widths.issuperset(numbers)
         self.mixed = [ids for n in numbers if n not in self.widths for ids in self.counted.get(n, ())]
         if node.op == "output":
@@ -461,6 +462,8 @@ def find_written(node: fx.Node) -> fx.Node | None:
 
 def freeze(value: Any) -> Any:
     """Keep what is known of a node's result, without the tensor."""
+    if is_shadow(value):
+        return freeze_tensor(value)
     return tree_map(lambda t: freeze_tensor(t) if is_shadow(t) else t, value)
 
 

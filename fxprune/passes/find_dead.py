@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +67,19 @@ class Plan:
     kept: dict[str, int]  # why closed units stay, and how many
     closed: Tensor  # bool, [units]; those that nothing reads or counts, whether they go or stay
     muted: list[Muted]
+    alive: dict[Shadow, dict[int, Tensor]] = field(default_factory=dict, repr=False)  # what `alive_along` has found
 
     def alive_along(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         """For each dimension of a tensor that has channels, which of its indexes stay."""
+        if shadow not in self.alive:
+            self.alive[shadow] = self.find_alive(channels, shadow)
+        return self.alive[shadow]
+
+    def find_alive(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         alive: dict[int, Tensor] = {}
         for ids in shadow.ids:
-            keep = compress(~self.dead[channels.units[ids]])
+            keep = ~self.dead[channels.units[ids]]
+            keep = compress(keep) if len(varying(ids)) > 1 else keep
             for dim in varying(ids):
                 index = keep.reshape(-1) if varying(keep) == [dim] else keep.reshape(-1)[:1]
                 index = index.expand(shadow.shape[dim])
@@ -82,7 +89,8 @@ class Plan:
 
     def is_ragged(self, channels: Channels, shadow: Shadow) -> bool:
         """Whether the dead units of a tensor are no whole indexes of one dimension."""
-        return any(len(varying(compress(self.dead[channels.units[ids]]))) > 1 for ids in shadow.ids)
+        several = (ids for ids in shadow.ids if len(varying(ids)) > 1)
+        return any(len(varying(compress(self.dead[channels.units[ids]]))) > 1 for ids in several)
 
 
 def find_dead(model: TracedModel, channels: Channels, closed: Tensor | None = None, keep: Tensor | None = None) -> Plan:
@@ -94,7 +102,7 @@ def find_dead(model: TracedModel, channels: Channels, closed: Tensor | None = No
     """
     nothing = torch.zeros(len(channels.units), dtype=torch.bool)
     may_die = nothing.clone()
-    for _, _, units in channels.positions():
+    for _, _, units in channels.positions:
         may_die[units] = True
     may_die[PINNED] = False
     if keep is not None:
@@ -116,7 +124,7 @@ class Search:
         self.model, self.channels, self.closed, self.may_die = model, channels, closed, may_die
         self.inputs = [channels.units[r.columns] for r in channels.readers]
         self.outputs = [channels.units[r.rows] for r in channels.readers]
-        self.nonzero = [(r.weight != 0).any(3) if r.weight is not None else None for r in channels.readers]
+        self.reading = [None if r.weight is None else find_reading(r.weight) for r in channels.readers]
         self.absorbs = find_absorbing(channels.readers)
         self.constants = find_constants(model, channels)
         self.kept: dict[str, int] = {}
@@ -155,10 +163,10 @@ class Search:
 
     def reads(self, index: int, dead: Tensor) -> Tensor:
         """Which columns of a reader have a weight other than zero in a row that stays, [groups, columns]."""
-        nonzero = self.nonzero[index]
-        if nonzero is None:
+        reading = self.reading[index]
+        if reading is None:
             return torch.ones_like(self.inputs[index], dtype=torch.bool)
-        return (nonzero & ~dead[self.outputs[index]][:, :, None]).any(1)
+        return reading.by_rows(~dead[self.outputs[index]])
 
     def choose_keepers(self, hard: Tensor, soft: dict[int, Tensor], dead: Tensor) -> tuple[Tensor, list[Merge]]:
         """At each padded reader let one constant column carry all others: one that stays anyway, or the largest."""
@@ -204,8 +212,8 @@ class Search:
         stays = self.closed & ~dead
         mixes = [(mix.node, mix.ids, True) for mix in self.channels.mixes]
         readers = [
-            (r.node, r.columns.reshape(-1), nonzero is None or bool(nonzero.any(1)[stays[columns]].any()))
-            for r, nonzero, columns in zip(self.channels.readers, self.nonzero, self.inputs, strict=True)
+            (r.node, r.columns.reshape(-1), reading is None or bool(reading.columns[stays[columns]].any()))
+            for r, reading, columns in zip(self.channels.readers, self.reading, self.inputs, strict=True)
         ]
         return [
             Muted(number, node, ids)
@@ -248,6 +256,39 @@ class Search:
         self.may_die[strongest] = False
 
 
+class Reading(NamedTuple):
+    """Which columns a weight reads: most of its rows all that any row reads, the others each its own."""
+
+    columns: Tensor  # bool, [groups, columns], those that any row reads
+    alike: Tensor  # bool, [groups, rows], the rows that read all of them
+    group: Tensor  # [others]
+    row: Tensor  # [others]
+    own: Tensor  # bool, [others, columns]
+
+    def by_rows(self, alive: Tensor) -> Tensor:
+        """Which columns the living rows read, bool [groups, columns]; `alive` is bool [groups, rows]."""
+        read = self.columns & any_along(self.alike & alive, 1)[:, None]
+        for group in self.group.unique():
+            own = self.own[(self.group == group) & alive[self.group, self.row]]
+            read[group] |= any_along(own, 0) if len(own) else False
+        return read
+
+
+def find_reading(weight: Tensor) -> Reading:
+    """Which columns a weight [groups, rows, columns, positions] reads: those that are not zero."""
+    nonzero = weight != 0
+    nonzero = any_along(nonzero, 3) if weight.size(3) > 1 else nonzero[..., 0]
+    columns = any_along(nonzero, 1)
+    alike = ~any_along(nonzero != columns[:, None], 2)
+    group, row = (~alike).nonzero(as_tuple=True)
+    return Reading(columns, alike, group, row, nonzero[group, row])
+
+
+def any_along(marks: Tensor, dim: int) -> Tensor:
+    """`marks.any(dim)`, several times as fast: torch has no vectors of truth values."""
+    return marks.view(torch.uint8).amax(dim).bool()
+
+
 def cut(t: Tensor, alive: dict[int, Tensor]) -> Tensor:
     """Leave only the living indexes of each dimension, as `Plan.alive_along` gives them."""
     for dim, keep in alive.items():
@@ -284,7 +325,7 @@ def find_absorbing(readers: list[Reader]) -> list[bool]:
 def measure_strength(model: TracedModel, channels: Channels) -> Tensor:
     """Sum up the mean squares of all slices in which each unit appears, [units]."""
     strength = torch.zeros(len(channels.units), dtype=torch.float64)
-    for name, dim, units in channels.positions():
+    for name, dim, units in channels.positions:
         tensor = model.get_parameter(name) if name in dict(model.named_parameters()) else None
         if tensor is None or tensor.dim() < 2:
             continue

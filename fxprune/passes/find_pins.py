@@ -39,8 +39,9 @@ def find_pins(channels: Channels) -> tuple[PinnedBy, ...]:
     named = torch.zeros(len(channels.units), dtype=torch.bool)
     for ids in channels.pins.values():
         named[ids] = True
-    for node, edges in channels.ties:
-        other = edges.amax(0)[(edges == PINNED).any(0)]
+    met = (ends == PINNED).any(0).split([edges.size(1) for _, edges in channels.ties])
+    for (node, edges), here in zip(channels.ties, met, strict=True):
+        other = edges.amax(0)[here] if bool(here.any()) else edges[0, :0]
         if node is not None and len(other) and not bool(named[other].all()):
             where = str(node.meta.get("where", node.name))
             reasons.setdefault(("tied to what is no channel, such as an input of the model", where), []).append(other)

@@ -164,12 +164,12 @@ def number_units(
     for node, ids in find_muted(channels, find_maskable(model, channels)):
         if not can_live(node) or channels.find_operand(node, ids) is None:
             allowed[channels.units[ids]] = False
-    for name, _, units in channels.positions():
+    for name, _, units in channels.positions:
         if name in excluded:
             allowed[units] = False
     if scored is not None:
         living = torch.zeros_like(allowed)
-        for name, _, units in channels.positions():
+        for name, _, units in channels.positions:
             if name in scored:
                 living[units] = True
         allowed &= living
@@ -182,7 +182,7 @@ def find_made(model: TracedModel, channels: Channels) -> Tensor:
     """Which units a parameter makes, bool [units]: not those of constant tables, which are only read."""
     tables = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     rows, owned, stored = (torch.zeros(len(channels.units), dtype=torch.bool) for _ in range(3))
-    for name, dim, units in channels.positions():
+    for name, dim, units in channels.positions:
         (stored if name in tables else owned)[units] = True
         if channels.weights.get(name) == dim:
             rows[units] = True
@@ -222,7 +222,7 @@ def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list
     """List where prunable units appear in what scores them: weights, and the scales of norms."""
     slices = []
     buffers = {name for name, _ in model.named_buffers()}
-    for name, dim, units in channels.positions():
+    for name, dim, units in channels.positions:
         tensor, index = find_tensor(model, name), numbers[units]
         scores = tensor.dim() > 1 or name.endswith("weight")
         if name not in buffers and scores and bool((index >= 0).any()):

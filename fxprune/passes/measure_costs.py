@@ -30,7 +30,7 @@ def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, 
 
     Raises TargetError for a target that is out of reach, PatternError for an override that matches nothing.
     """
-    places = {(name, dim): numbers[units] for name, dim, units in channels.positions()}
+    places = {(name, dim): numbers[units] for name, dim, units in channels.positions}
     terms: list[Term] = []
     total: int | None = None
     if target.cost == "parameters":

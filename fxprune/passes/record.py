@@ -39,7 +39,7 @@ def record_step(
 def find_kept(channels: Channels, dead: Tensor) -> dict[str, dict[int, list[int]]]:
     """Which indexes stay of each dimension that loses some, by the tensor's name."""
     kept: dict[str, dict[int, list[int]]] = {}
-    for name, dim, units in channels.positions():
+    for name, dim, units in channels.positions:
         if bool(dead[units].any()):
             kept.setdefault(name, {})[dim] = (~dead[units]).nonzero().reshape(-1).tolist()
     return kept

@@ -171,8 +171,7 @@ def contracted_dim(table: IdTable, weight: ShadowTensor, columns: Tensor) -> int
 
 def contract_constant(kernel: Tensor, value: Tensor, known: Tensor, bias: Any, spatial: int) -> Constant | None:
     """Sum constants over a kernel [groups, rows, columns, positions]; a zero weight hides an unknown input."""
-    touched = (kernel != 0).any(3) & ~known
-    certain = ~touched.any(2).reshape(-1)
+    certain = find_certain(kernel, known).reshape(-1)
     if not certain.any():
         return None
     total = (kernel.sum(3, dtype=torch.float64) * torch.where(known, value, 0.0)).sum(2).reshape(-1)
@@ -180,6 +179,15 @@ def contract_constant(kernel: Tensor, value: Tensor, known: Tensor, bias: Any, s
         total = total + bias.held.double()
     shape = [1, -1] + [1] * spatial
     return Constant(torch.where(certain, total, 0.0).view(shape), certain.view(shape))
+
+
+def find_certain(kernel: Tensor, known: Tensor) -> Tensor:
+    """The rows of a kernel that are zero wherever the input is unknown, bool [groups, rows]."""
+    few = slice(0, None, 1 + kernel.size(2) // 64)  # columns, which rule out nearly every row of nearly every weight
+    certain = ~((kernel[:, :, few] != 0).any(3) & ~known[:, :, few]).any(2)
+    group, row = certain.nonzero(as_tuple=True)
+    certain[group, row] = ~((kernel[group, row] != 0).any(2) & ~known[group, 0]).any(1)
+    return certain
 
 
 def add_reader(

@@ -17,6 +17,9 @@ from fxprune.shadow.tensor import Constant, Ids, compress, varying
 
 PINNED = 0
 
+MANY = 10_000
+"""Pairs of ids to unite among which many are alike: more than the channels that a tensor has."""
+
 
 class Pin(NamedTuple):
     """Why ids are pinned: the reason in words, and the line of the model's source."""
@@ -124,7 +127,11 @@ class IdTable:
         if a is b:
             return
         a, b = torch.broadcast_tensors(a, b)
-        self.edges.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
+        ends = torch.stack([a.reshape(-1), b.reshape(-1)])
+        if ends.size(1) > MANY:  # as of a mask for every pair of tokens, which says the same again and again
+            keys = torch.unique(ends[0] * self.count + ends[1])
+            ends = torch.stack([keys // self.count, keys % self.count])
+        self.edges.append(ends)
         self.tied_by.append(self.node)
 
     def pin(self, ids: Tensor | Ids, reason: str) -> None:
@@ -204,14 +211,13 @@ def join(units: Tensor, edges: list[Tensor]) -> Tensor:
     """Unite the classes at both ends of each edge, [2, n]: repeated minima and pointer jumping."""
     if not edges:
         return units
-    joined = torch.cat(edges, 1)
-    keys = torch.unique(joined[0] * len(units) + joined[1])
-    ends = torch.stack([keys // len(units), keys % len(units)])
+    ends, others = torch.cat(edges, 1)
     while True:
-        a, b = units[ends[0]], units[ends[1]]
-        if torch.equal(a, b):
+        a, b = units[ends], units[others]
+        apart = a != b
+        if not apart.any():
             return units
-        low = torch.minimum(a, b)
-        units = units.scatter_reduce(0, torch.cat([a, b]), torch.cat([low, low]), "amin")
+        ends, others, a, b = ends[apart], others[apart], a[apart], b[apart]
+        units = units.scatter_reduce(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
         while not torch.equal(units, units[units]):
             units = units[units]
