@@ -145,20 +145,32 @@ def prune_at_ratio(model: nn.Module, image: Tensor, ratio: float, round_to: int 
 
 
 def format_table(records: list[dict[str, Any]]) -> str:
-    """Format a line a network and setting, in Markdown, with the efficiency of each."""
-    headers = ["model", "share", "threads", "batch", "network", "MACs left", "ms", "speed-up (95%)", "efficiency"]
-    rows: list[list[Any]] = []
+    """Format a line a network in Markdown: at each setting its speed-up, the interval of that, and its efficiency.
+
+    Of the dense network it is the time of a run.
+    """
+    lines: dict[tuple[str, float, str], dict[str, str]] = {}
     for record in records:
         timings = Benchmark.from_json(json.dumps(record["timed"])).timings
         dense = timings[0].macs or 0
         for t in timings:
-            left = f"{(t.macs or 0) / dense:.1%}" if dense else "-"
-            speedup = f"{t.speedup:.2f} ({t.speedup_low:.2f} to {t.speedup_high:.2f})"
-            efficiency = "-" if t.efficiency is None else f"{t.efficiency:.2f}"
-            head = [record["model"], record["share"], t.threads, t.batch_size]
-            rows.append([*head, t.name, left, f"{t.median:.2f}", speedup, efficiency])
-        rows += [[record["model"], record["share"], "", "", kind, why] for kind, why in record["failed"].items()]
-    return tabulate(rows, headers, tablefmt="github")
+            line = lines.setdefault((record["model"], record["share"], t.name), {})
+            line["MACs left"] = f"{(t.macs or 0) / dense:.1%}" if dense else "-"
+            efficiency = "" if t.efficiency is None else f": {t.efficiency:.2f}"
+            threads = f"{t.threads} thread{'s' if t.threads > 1 else ''}"
+            setting = f"{t.runtime}, {threads}, batch {t.batch_size}"
+            speedup = f"{t.speedup:.2f} ({t.speedup_low:.2f} to {t.speedup_high:.2f}){efficiency}"
+            line[setting] = f"{t.median:.1f} ms" if t.name == timings[0].name else speedup
+        for kind, why in record["failed"].items():
+            lines[record["model"], record["share"], kind] = {"MACs left": why}
+    rows = [{"model": m, "share": s, "network": n} | line for (m, s, n), line in sorted(lines.items(), key=order)]
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def order(line: tuple[tuple[str, float, str], dict[str, str]]) -> tuple[int, float]:
+    """Order lines by network as they stand in the list, and by share; those of a case stay as they are."""
+    (model, share, _), _ = line
+    return list(BUILDERS).index(model), -share
 
 
 if __name__ == "__main__":
