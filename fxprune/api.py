@@ -77,7 +77,8 @@ def prepare(
             layer, so that what training prunes is fast: see `lower_stripes`.
         exclude: layers to leave as they are: names, globs over names, types of modules, or predicates
             of (name, module). The model's inputs and outputs are left as they are anyway.
-        check: run the model's own code beside the graph that was made of it, and compare.
+        check: run the model's own code beside the graph that was made of it, and compare. Without it only shapes are
+            computed, so that inputs which the model refuses for their values are not found out.
 
     Raises:
         TraceError: the model cannot be traced, or does not run on the inputs.

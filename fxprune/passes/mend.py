@@ -110,7 +110,7 @@ class Mender:
             if before is not None and before.dtype == layout.dtype != now.dtype:
                 layout = layout.to(now.dtype)
         for dim, keep in self.plan.alive_along(self.channels, shadow).items():
-            layout = torch.empty_like(layout.narrow(dim, 0, int(keep.sum())))
+            layout = layout.narrow(dim, 0, int(keep.sum())).clone()  # dense again
             ids = [cut(t, {dim: keep}) if t.size(dim) > 1 else t for t in ids]
         return ShadowTensor(layout, tuple(ids))
 

@@ -17,8 +17,8 @@ from fxprune.shadow.tensor import Constant, Ids, compress, varying
 
 PINNED = 0
 
-MANY = 10_000
-"""Pairs of ids to unite among which many are alike: more than the channels that a tensor has."""
+MANY = 2_000
+"""Pairs of ids to unite among which many are alike: more than most tensors have channels."""
 
 
 class Pin(NamedTuple):

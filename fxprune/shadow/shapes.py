@@ -33,12 +33,12 @@ def find_shapes(op: Any, args: Any, kwargs: Any) -> Any:
 def normalise_batch(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `native_batch_norm(x, weight, bias, mean, var, training, momentum, eps)`."""
     statistics = x.new_empty(x.size(1) if settings[4] else 0)
-    return torch.empty_like(x), statistics, statistics
+    return x.clone(), statistics, statistics
 
 
 def keep(x: Tensor, *settings: Any, **named: Any) -> Tensor:
     """The result of an op of one tensor that works position by position."""
-    return torch.empty_like(x)
+    return x.clone()
 
 
 QUICK: dict[Any, Callable[..., Any]] = {
