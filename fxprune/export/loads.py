@@ -48,9 +48,8 @@ def time_loads(
     for number in count(1):
         preparing = time.perf_counter() - start - sum_spent(times)
         if number == 1 or preparing <= MOST_PREPARING * seconds * len(loaders):
-            order = list(loaders) if number % 2 else list(loaders)[::-1]  # what is loaded first may lie better
-            timers = {key: loaders[key]() for key in order}
-            turns = take_turns({key: timers[key] for key in loaders}, slot)
+            order = list(loaders) if number % 2 else list(loaders)[::-1]  # what comes first may lie better, or find
+            turns = take_turns({key: loaders[key]() for key in order}, slot)  # the caches fuller
             for loads in times.values():
                 loads.append([])
         for found in islice(turns, ROUNDS):
