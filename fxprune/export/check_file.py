@@ -6,6 +6,8 @@ refuses weights outside of the file's folder. Nothing of a file is ever run.
 """
 
 import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import onnx
@@ -50,14 +52,22 @@ def seal_proto(proto: onnx.ModelProto, path: Path, version: str) -> None:
 def check_file(path: Path) -> None:
     """Refuse a file that is missing, damaged, no ONNX file, or that refers to files outside of its folder.
 
-    Raises ExportError.
+    What was checked in this process and has not been written since is not read again. Raises ExportError.
     """
     try:
-        blob = path.read_bytes()
+        now = path.stat()
+        weights = _check_contents(path.resolve(), now.st_ino, now.st_size, now.st_mtime_ns)
     except FileNotFoundError as error:
         raise ExportError(f"there is no file {path}.") from error
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}.") from error
+    _require_weights(path, weights)
+
+
+@lru_cache(maxsize=64)
+def _check_contents(path: Path, *_: int) -> dict[str, str | None]:
+    """Check a file; give the digests of the weights beside it, if it is ours. The numbers tell when it was written."""
+    blob = path.read_bytes()
     is_ours = _PRODUCER_FIELD in blob[:_HEAD] or DIGEST.encode() in blob
     if is_ours and (_DIGEST_FIELD not in blob or not is_sealed(blob, _DIGEST_FIELD)):
         raise ExportError(
@@ -68,15 +78,16 @@ def check_file(path: Path) -> None:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ExportError(f"{path} is no valid ONNX file: {_shorten(error)}") from error
-    if is_ours:
-        _require_weights(path, onnx.ModelProto.FromString(blob))
-
-
-def _require_weights(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse a file whose weights, in the file beside it, are not those that it was written with."""
-    expected = _read_metadata(proto).get(WEIGHTS)
+    if not is_ours:
+        return {}
+    proto = onnx.ModelProto.FromString(blob)
     names = {e.value for tensor in proto.graph.initializer for e in tensor.external_data if e.key == "location"}
-    for name in sorted(names):
+    return dict.fromkeys(sorted(names), _read_metadata(proto).get(WEIGHTS))
+
+
+def _require_weights(path: Path, digests: Mapping[str, str | None]) -> None:
+    """Refuse a file whose weights, in the file beside it, are not those that it was written with."""
+    for name, expected in digests.items():
         if _digest_file(path.parent / name) != expected:
             raise ExportError(
                 f"{path.parent / name} does not hold the weights of {path.name}; copy or export both again."

@@ -20,7 +20,7 @@ FEWEST_LOADS, SURE_LOADS = 4, 10
 ROUNDS = 2
 """Of each load: all networks forwards, and backwards."""
 
-MOST_PREPARING = 3
+MOST_PREPARING = 2
 """Times as long as measuring: what loading and warming up may take before networks are loaded no more."""
 
 SLOT = 0.2
