@@ -4,7 +4,8 @@
     python benchmarks/int8.py --model resnet18 --size 224
     python benchmarks/int8.py --files dense.onnx compact.onnx --images test.npz
 
-`images.npz` holds `x` (uint8, [samples, height, width, 3]) and `y` (labels); without it images are random, and only
+`images.npz` holds `x` (uint8, [samples, height, width, 3]) and `y` (labels), and, where those are not ImageNet's, the
+`mean` and `deviation` of the colours, from 0 to 1; without it images are random, and only
 latency and agreement mean something. The compact network loses `--sparsity` of its channels by `fxprune.prune`,
 without training after it; or both are files, such as examples/train.py leaves. A quarter of the images calibrates, all
 of them are compared.
@@ -24,7 +25,7 @@ from torch import Tensor
 
 import fxprune
 
-MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+COLOURS = {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}
 
 
 def read_images(path: Path | None, size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,8 @@ def read_images(path: Path | None, size: int, count: int) -> tuple[Tensor, Tenso
         return torch.randn(count, 3, size, size), torch.randint(1000, (count,))
     data = np.load(path)
     pick = np.linspace(0, len(data["x"]) - 1, count).astype(int)
-    images = (torch.from_numpy(data["x"][pick]) / 255 - MEAN) / DEVIATION
+    mean, deviation = (torch.tensor(data.get(name, default)).float() for name, default in COLOURS.items())
+    images = (torch.from_numpy(data["x"][pick]) / 255 - mean) / deviation
     return images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(data["y"][pick]).long()
 
 

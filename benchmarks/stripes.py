@@ -149,7 +149,11 @@ def show(lines: list[dict[str, Any]]) -> str:
 
 def show_row(case: dict[str, Any], row: dict[str, Any]) -> list[Any]:
     """Write one line of the table."""
-    masks = f"{case['masks']} {case['reduction']:.0%}" if case["reduction"] else "trained"
+    masks = (
+        f"{case['masks']} {case['reduction']:.0%}"
+        if case["reduction"]
+        else f"trained: {Path(case['masks']).parent.name}"
+    )
     speed = [f"{row['speed-up']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", f"{row['speed-up'] * row['left']:.2f}"]
     setting = [
         case["network"],
