@@ -1,10 +1,11 @@
 """Whether half of the multiply-accumulates is half of the time, on ONNX Runtime CPU, beside what else one could do.
 
-    python benchmarks/deploy.py [--only resnet50 vit_b_16] [--shares 0.5 0.25] [--seconds 10] [--out runs/deploy.jsonl]
+    python benchmarks/deploy.py [--only resnet50 vit_b_16] [--shares 0.5 0.25] [--scope layer] [--out runs/deploy.jsonl]
 
 Each case is one model at one share. Timed in turns in one run, exported by the same exporter: the dense network;
-`fxprune.prune` with `Macs(share, align=16)`; the uniformly narrower dense network of as many multiply-accumulates; and
-Torch-Pruning's MagnitudePruner at the ratio that leaves as many, with its default widths and with `round_to=16`.
+`fxprune.prune` with `Macs(share, align=16)`, with `--scope layer` the same share of every layer; the uniformly narrower
+dense network of as many multiply-accumulates; and Torch-Pruning's MagnitudePruner at the ratio that leaves as many,
+with its default widths and with `round_to=16`.
 Weights are random. A case that stands in the file is not run again; the table at the end is made of all that do.
 
 Efficiency is the speed-up over the reduction of multiply-accumulates.
@@ -33,6 +34,7 @@ from tqdm import tqdm
 
 import fxprune
 from fxprune.export.measurements import Benchmark
+from fxprune.methods.targets import Scope
 
 CONVOLUTIONAL = ("vgg16_bn",)
 """Networks of which the convolutions are timed: their linear layers read each weight once, at the speed of memory."""
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(BUILDERS), choices=list(BUILDERS))
     parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25])
+    parser.add_argument("--scope", choices=["global", "layer"], default="global", help="of fxprune's target")
     parser.add_argument("--runtimes", nargs="*", default=["ort-cpu"])
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
@@ -51,8 +54,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/deploy.jsonl"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    done = {(record["model"], record["share"]) for record in read_lines(options.out)}
-    cases = [(name, share) for name in options.only for share in options.shares if (name, share) not in done]
+    done = {(record["model"], record["share"], record["scope"]) for record in read_lines(options.out)}
+    wanted = [(name, share) for name in options.only for share in options.shares]
+    cases = [(name, share) for name, share in wanted if (name, share, options.scope) not in done]
     for name, share in tqdm(cases, leave=False):
         record = run_case(name, share, options)
         add_line(options.out, record)
@@ -67,7 +71,7 @@ def run_case(name: str, share: float, options: argparse.Namespace) -> dict[str, 
     model = build_dense(name)
     makers: dict[str, Callable[[], nn.Module]] = {
         "dense": lambda: model,
-        "fxprune": lambda: prune(model, image, share),
+        "fxprune": lambda: prune(model, image, share, options.scope),
         "narrower": lambda: take_part(name, narrow(name, share, image)),
         "Torch-Pruning": lambda: prune_with_other(model, image, share, None),
         "Torch-Pruning, 16": lambda: prune_with_other(model, image, share, 16),
@@ -92,7 +96,8 @@ def run_case(name: str, share: float, options: argparse.Namespace) -> dict[str, 
             seconds=options.seconds, layers=options.layers,
         )  # fmt: skip
     found = json.loads(timed.to_json())
-    return {"model": name, "share": share, "size": options.size, "made in": seconds, "failed": failed, "timed": found}
+    case = {"model": name, "share": share, "scope": options.scope, "size": options.size}
+    return {**case, "made in": seconds, "failed": failed, "timed": found}
 
 
 def build_dense(name: str) -> nn.Module:
@@ -110,8 +115,8 @@ def take_part(name: str, model: nn.Module) -> nn.Module:
     return part.eval()
 
 
-def prune(model: nn.Module, image: Tensor, share: float) -> nn.Module:
-    target = fxprune.Macs(remaining=share, align=16)
+def prune(model: nn.Module, image: Tensor, share: float, scope: Scope) -> nn.Module:
+    target = fxprune.Macs(remaining=share, align=16, scope=scope)
     return fxprune.convert(fxprune.prune(model, image, target=target)).eval()
 
 
@@ -154,7 +159,8 @@ def format_table(records: list[dict[str, Any]]) -> str:
         timings = Benchmark.from_json(json.dumps(record["timed"])).timings
         dense = timings[0].macs or 0
         for t in timings:
-            line = lines.setdefault((record["model"], record["share"], t.name), {})
+            alike = ", every layer alike" if t.name == "fxprune" and record["scope"] == "layer" else ""
+            line = lines.setdefault((record["model"], record["share"], t.name + alike), {})
             line["MACs left"] = f"{(t.macs or 0) / dense:.1%}" if dense else "-"
             efficiency = "" if t.efficiency is None else f": {t.efficiency:.2f}"
             threads = f"{t.threads} thread{'s' if t.threads > 1 else ''}"

@@ -43,8 +43,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18 whole": (lambda: torchvision.models.resnet18(weights=None), 224),
     "vgg16 32": (lambda: models.vgg16(classes=10), 32),
     "resnet56 32": (lambda: models.resnet56(classes=10), 32),
+    "resnet56 32 padded": (lambda: models.resnet56(shortcut="padding", classes=10), 32),
 }
-"""The convolutional parts at 224, whole networks, and CIFAR's."""
+"""The convolutional parts at 224, whole networks, and CIFAR's, with padded shortcuts, too."""
 
 STAGES: dict[str, tuple[Kind, ...]] = {
     "+ crop": ("crop",),
