@@ -78,7 +78,7 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True
     finally:
         for part, mode in modes.items():
             part.training = mode
-    for node in (node for graph in {train: 0, evaluated: 1} for node in graph.nodes):
+    for node in (node for graph in {train, evaluated} for node in graph.nodes):
         if path and node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
     same = train is evaluated or describe(train) == describe(evaluated)

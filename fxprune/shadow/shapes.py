@@ -83,6 +83,19 @@ def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
     return value
 
 
+def make_wrapper(kind: type[Tensor], like: Tensor, device: torch.device) -> Any:
+    """Make a tensor of this class with the sizes and strides of another, and no memory."""
+    return torch.Tensor._make_wrapper_subclass(
+        kind,
+        like.size(),
+        strides=like.stride(),
+        storage_offset=like.storage_offset(),
+        dtype=like.dtype,
+        layout=like.layout,
+        device=device,
+    )
+
+
 class ShapeTensor(torch.Tensor):
     """A tensor with a shape, a type and a device, and no values; what is computed from one has none either."""
 
@@ -92,15 +105,7 @@ class ShapeTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, shape: Tensor, device: torch.device) -> ShapeTensor:
-        self = torch.Tensor._make_wrapper_subclass(
-            cls,
-            shape.size(),
-            strides=shape.stride(),
-            storage_offset=shape.storage_offset(),
-            dtype=shape.dtype,
-            layout=shape.layout,
-            device=device,
-        )
+        self: ShapeTensor = make_wrapper(cls, shape, device)
         self.held = shape.to("meta").detach()
         return self
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.shadow.shapes import find_shapes, leaves_of, map_tensors
+from fxprune.shadow.shapes import find_shapes, leaves_of, make_wrapper, map_tensors
 
 Ids = tuple[Tensor, ...]
 """The ids of a tensor: int64 tensors that broadcast against it, size 1 where an id is repeated."""
@@ -54,15 +54,7 @@ class ShadowTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor, ids: Ids = (), constant: Constant | None = None) -> ShadowTensor:
-        self = torch.Tensor._make_wrapper_subclass(
-            cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            layout=inner.layout,
-            device=torch.device("cpu"),
-        )
+        self: ShadowTensor = make_wrapper(cls, inner, torch.device("cpu"))
         self.held, self.ids, self.constant = inner, ids, constant
         self.source, self.sized, self.made, self.view_of, self.views = None, False, None, None, []
         return self

@@ -57,7 +57,7 @@ def permute_units(model: TracedModel, channels: Channels, units: Tensor, order: 
     """Put the channels of all parameters, in place, where the i-th is what the order[i]-th of these units was."""
     moved = dict(zip(units.tolist(), units[torch.tensor(order)].tolist(), strict=True))
     done: set[tuple[int, int]] = set()
-    for name, dim, found in list(channels.positions):
+    for name, dim, found in channels.positions:
         tensor = find_tensor(model, name)
         slots = torch.isin(found, units).nonzero().flatten().tolist()
         if not slots or (id(tensor), dim) in done:
