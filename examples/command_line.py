@@ -26,7 +26,7 @@ class Place:
     bf16: As[bool, "train under autocast in bfloat16"] = False
     channels_last: As[bool, "keep images and weights channels last"] = False
     compile: As[bool, "train through torch.compile"] = False
-    align: As[int, "let dead channels stay so that widths are multiples of this: faster, and the same outputs"] = 1
+    align: As[int | None, "dead channels stay so that widths are multiples of this; 'none': fxprune.convert's"] = None
     seconds: As[float, "measuring time of the latency, a file and batch size; 0 exports and measures nothing"] = 3.0
     quiet: As[bool, "show no progress"] = False
 

@@ -48,7 +48,7 @@ class Conversion:
 
 
 def convert_and_compare(
-    prepared: nn.Module, images: Images, ranks: Ranks, align: int = 1
+    prepared: nn.Module, images: Images, ranks: Ranks, align: int | None = None
 ) -> tuple[nn.Module, Conversion]:
     """Convert on the CPU, and run both models on all test images on the device."""
     compact = fxprune.convert(prepared.cpu(), align=align)

@@ -21,7 +21,7 @@ from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Latency, Sparsity, Target
 from fxprune.model import RESERVED, Inputs, PreparedModel, TracedModel, as_inputs
-from fxprune.passes.align_widths import find_padding
+from fxprune.passes.align_widths import VECTOR, find_padding
 from fxprune.passes.analyse import Channels, analyse
 from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
 from fxprune.passes.check_exact import check_exact, find_first_difference
@@ -111,18 +111,23 @@ def prepare(
 
 @overload
 def convert(
-    model: nn.Module, example_inputs: Any = None, *, align: int = 1, check: bool = True, into: None = None
+    model: nn.Module, example_inputs: Any = None, *, align: int | None = None, check: bool = True, into: None = None
 ) -> TracedModel: ...  # fmt: skip
 
 
 @overload
 def convert(
-    model: nn.Module, example_inputs: Any = None, *, align: int = 1, check: bool = True, into: Model
+    model: nn.Module, example_inputs: Any = None, *, align: int | None = None, check: bool = True, into: Model
 ) -> Model: ...  # fmt: skip
 
 
 def convert(
-    model: nn.Module, example_inputs: Any = None, *, align: int = 1, check: bool = True, into: Model | None = None
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    align: int | None = None,
+    check: bool = True,
+    into: Model | None = None,
 ) -> TracedModel | Model:
     """Return a smaller dense model that computes what `model.eval()` computes.
 
@@ -134,8 +139,9 @@ def convert(
         model: a prepared model, or any other that can be traced.
         example_inputs: as for `prepare`; a prepared model brings its own.
         align: let so many dead units stay that widths are multiples of this, where they were as wide: 16 for
-            processors with AVX-512, 8 for AVX2. It changes nothing but the speed. Where norms run over channels
-            (transformers), give `align` to the target instead.
+            processors with AVX-512, 8 for AVX2; 1 lets all go. It changes nothing but the speed. Unless given, it
+            is 16 where weights or stripes are masked, of whose units single ones die by accident, and 1 elsewhere.
+            Where norms run over channels (transformers), give `align` to the target instead.
         check: run both models and compare.
         into: the model as it was before `prepare`. The result is then a copy of it with smaller layers, whose own
             code runs, so that its other methods survive; compared with the compact model in any case.
@@ -145,11 +151,10 @@ def convert(
         IntoError: the class of `into` cannot hold the smaller model; the first node that is why is named.
     """
     check_surroundings(model)
-    if align < 1:
-        raise FxpruneError(f"align={align}: give 1 or more, the number of which widths shall be multiples")
+    masks = model.fxprune if isinstance(model, PreparedModel) else None
+    align = find_multiple(align, masks)
     check_into(into)
     inputs = find_inputs(model, example_inputs)
-    masks = model.fxprune if isinstance(model, PreparedModel) else None
     if isinstance(model, PreparedModel):
         check_unchanged(model)
         find_masked(model, model.fxprune)
@@ -185,6 +190,15 @@ def convert(
     result = compact if into is None else resize_original(into, compact, inputs)
     result.report = report  # type: ignore[assignment]
     return result
+
+
+def find_multiple(align: int | None, masks: Masks | None) -> int:
+    """Of what number shall widths be multiples? Of any, where it was units that were to go."""
+    if align is None:
+        return 1 if masks is None or masks.granularity == "channel" else VECTOR
+    if align < 1:
+        raise FxpruneError(f"align={align}: give 1 or more, the number of which widths shall be multiples")
+    return align
 
 
 def trace_source(model: nn.Module, inputs: Inputs, check: bool = True) -> TracedModel:

@@ -43,12 +43,31 @@ def test_a_unit_that_stays_may_need_others_to_stay() -> None:
         model_4[:, 5:] *= 1e-9  # 15 of the second layer's units are not read
         model_2[:5, 4:] *= 1e-9  # and the five that are read need four of the first layer's
     prepared.fxprune.refresh({n: find_tensor(prepared, n) for n in prepared.fxprune.parameter_names}, 0.4)
-    free, aligned = fxprune.convert(prepared), fxprune.convert(prepared, align=8)
+    free, aligned = fxprune.convert(prepared, align=1), fxprune.convert(prepared, align=8)
     assert [free.get_submodule(n).out_features for n in "02"] == [4, 5]
     assert aligned.get_submodule("2").out_features == 8
     assert aligned.get_submodule("0").out_features % 8 == 0 or aligned.get_submodule("0").out_features == len(model_0)
     x = torch.randn(50, 6, dtype=torch.float64)
     assert (prepared.eval()(x) - aligned.eval()(x)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("granularity", ["weight", "stripe"])
+def test_where_units_die_by_accident_widths_stay_multiples_of_16(granularity: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+    prepared = fxprune.prepare(model, torch.randn(1, 3, 9, 9, dtype=torch.float64), granularity=granularity)
+    with torch.no_grad():
+        find_tensor(prepared, "0.weight")[:20] *= 1e-9  # 28 live, which is no multiple of 16
+        find_tensor(prepared, "2.weight")[:1] *= 1e-9  # 7 of 8
+    prepared.fxprune.refresh({n: find_tensor(prepared, n) for n in prepared.fxprune.parameter_names}, 0.36)
+    assert [fxprune.convert(prepared, align=1).get_submodule(n).out_channels for n in "02"] == [28, 7]
+    assert [fxprune.convert(prepared).get_submodule(n).out_channels for n in "02"] == [32, 8]
+
+
+def test_units_that_were_closed_all_go() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 8, 3))
+    prepared = fxprune.prepare(model, torch.randn(1, 3, 9, 9))
+    prepared.fxprune.set_gates(torch.tensor([0.0] * 20 + [1.0] * 28))
+    assert fxprune.convert(prepared).get_submodule("0").out_channels == 28
 
 
 def test_what_a_norm_counts_is_not_widened() -> None:
