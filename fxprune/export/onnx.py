@@ -24,7 +24,7 @@ from fxprune.export.fold_pad import fold_pads
 from fxprune.export.graph_constants import get_input, read_constant
 from fxprune.export.half import convert_to_half
 from fxprune.export.interface import ExampleInputs, flatten_outputs, read_inputs
-from fxprune.export.lift_activations import lift_activations
+from fxprune.export.lift_over_joins import lift_over_joins
 from fxprune.export.metadata import describe_model
 from fxprune.export.runtimes.interface import Session
 from fxprune.export.runtimes.ort_cpu import OrtCpu
@@ -155,7 +155,7 @@ def _simplify(graph: ir.Model) -> Folding:
     _drop_wrong_biases(graph)
     folding = fold_batchnorm(graph)
     fold_pads(graph)
-    lift_activations(graph)
+    lift_over_joins(graph)
     tidy = (
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
