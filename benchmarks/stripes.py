@@ -41,11 +41,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: nn.Sequential(*list(torchvision.models.resnet18(weights=None).children())[:-2]), 224),
     "vgg16_bn whole": (lambda: torchvision.models.vgg16_bn(weights=None), 224),
     "resnet18 whole": (lambda: torchvision.models.resnet18(weights=None), 224),
+    "vgg16 224": (lambda: models.vgg16(classes=10), 224),
+    "resnet18 224": (lambda: torchvision.models.resnet18(num_classes=10), 224),
     "vgg16 32": (lambda: models.vgg16(classes=10), 32),
     "resnet56 32": (lambda: models.resnet56(classes=10), 32),
     "resnet56 32 padded": (lambda: models.resnet56(shortcut="padding", classes=10), 32),
 }
-"""The convolutional parts at 224, whole networks, and CIFAR's, with padded shortcuts, too."""
+"""The convolutional parts at 224, whole networks, those that examples/train.py makes at 224, and at 32."""
 
 STAGES: dict[str, tuple[Kind, ...]] = {
     "+ crop": ("crop",),
