@@ -21,7 +21,7 @@ from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Latency, Sparsity, Target
 from fxprune.model import RESERVED, Inputs, PreparedModel, TracedModel, as_inputs
-from fxprune.passes.align_widths import VECTOR, find_padding
+from fxprune.passes.align_widths import find_padding
 from fxprune.passes.analyse import Channels, analyse
 from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
 from fxprune.passes.check_exact import check_exact, find_first_difference
@@ -37,6 +37,7 @@ from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
 from fxprune.scheduler import find_masked
 from fxprune.sharding import is_sharded
+from fxprune.stripes.cost import VECTOR
 
 Heads = Literal["whole", "inner"]
 Shapes = Literal["free", "rectangles"]

@@ -5,7 +5,9 @@ With magnitudes m of its stripes and T^2 as the price of one stripe, each filter
     R = argmax over R of sum over p in R of (m_p^2 - T^2),      or none where that is not above 0
 
 which without the rectangle is the usual m_p > T. A layer shares few shapes: those that together keep most, chosen one
-after the other. The magnitude of every stripe inside is then the root of the mean square over R.
+after the other. A processor computes several filters at a time, so blocks of as many, of filters that would take alike
+shapes, take the one of these which is worth most to them together. The magnitude of every stripe inside is then the
+root of the mean square over R.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
+from fxprune.stripes.cost import VECTOR
 from fxprune.stripes.rectangles import progressions
 
 MOST_SHAPES = 4
@@ -83,26 +86,37 @@ class _Joined(NamedTuple):
 
     names: list[str]
     filters: Tensor  # of each layer, int64 [layers]
+    blocks: Tensor  # of filters in each layer, [layers]
+    block: Tensor  # of each filter, once those of a layer are in order, [filters]
     worth: Tensor  # of each rectangle to each filter if stripes cost nothing, [filters, rectangles]; the first is empty
     sizes: Tensor  # of the rectangles, [rectangles]
 
     def choose(self, prices: Tensor) -> Tensor:
         """Give each filter the number of its rectangle, at the price of a stripe in each layer, [layers]."""
-        of_filter = torch.arange(len(self.names), device=self.worth.device).repeat_interleave(self.filters)
-        values = self.worth - prices.to(self.worth)[of_filter, None] * self.sizes
-        best, which = values[:, 0].clone(), torch.zeros_like(of_filter)
-        for _ in range(min(MOST_SHAPES, len(self.sizes) - 1)):
-            sums = torch.segment_reduce(torch.maximum(values, best[:, None]), "sum", lengths=self.filters)
-            shape = sums.argmax(1)[of_filter]
-            value = values.gather(1, shape[:, None])[:, 0]
-            which = torch.where(value > best, shape, which)
-            best = torch.maximum(best, value)
-        return which
+        layer = torch.arange(len(self.names), device=self.worth.device).repeat_interleave(self.filters)
+        values = self.worth - prices.to(self.worth)[layer, None] * self.sizes
+        rank = self.sizes.argsort(stable=True).argsort()
+        order = (layer * len(rank) + rank[_share(values, self.filters)]).argsort()  # of a layer from small to large
+        sums = values.new_zeros(int(self.blocks.sum()), len(rank)).index_add_(0, self.block, values[order])
+        return torch.empty_like(order).scatter_(0, order, _share(sums, self.blocks)[self.block])
 
     def count_cost(self, price: Tensor, costs: Tensor) -> int:
         """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
         sizes = self.sizes[self.choose(price.expand(len(self.names)))].double()
         return int((torch.segment_reduce(sizes, "sum", lengths=self.filters).cpu() * costs).sum())
+
+
+def _share(values: Tensor, lengths: Tensor) -> Tensor:
+    """Choose few rectangles for the rows of each layer, as many as `lengths` says, by values [rows, rectangles]."""
+    layer = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
+    best, which = values[:, 0].clone(), torch.zeros_like(layer)
+    for _ in range(min(MOST_SHAPES, values.size(1) - 1)):
+        sums = torch.segment_reduce(torch.maximum(values, best[:, None]), "sum", lengths=lengths)
+        shape = sums.argmax(1)[layer]
+        value = values.gather(1, shape[:, None])[:, 0]
+        which = torch.where(value > best, shape, which)
+        best = torch.maximum(best, value)
+    return which
 
 
 def _join(layers: Mapping[str, Tensor]) -> dict[tuple[int, int], _Joined]:
@@ -114,5 +128,9 @@ def _join(layers: Mapping[str, Tensor]) -> dict[tuple[int, int], _Joined]:
         squares = torch.cat([layers[name].flatten(1).square() for name in names])
         table = list_rectangles(*kernel).to(squares)
         filters = torch.tensor([len(layers[name]) for name in names], device=squares.device)
-        joined[kernel] = _Joined(names, filters, squares @ table.T, table.sum(1))
+        layer = torch.arange(len(names), device=squares.device).repeat_interleave(filters)
+        blocks = (filters + VECTOR - 1) // VECTOR
+        place = torch.arange(len(layer), device=squares.device) - (filters.cumsum(0) - filters)[layer]
+        block = (blocks.cumsum(0) - blocks)[layer] + place // VECTOR
+        joined[kernel] = _Joined(names, filters, blocks, block, squares @ table.T, table.sum(1))
     return joined

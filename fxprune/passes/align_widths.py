@@ -12,9 +12,6 @@ from torch import Tensor
 from fxprune.methods.unit_costs import find_quantum, group_units
 from fxprune.passes.analyse import Channels
 
-VECTOR = 16
-"""How many numbers a processor with AVX-512 computes at a time, in single precision."""
-
 
 def find_padding(channels: Channels, dead: Tensor, align: int) -> Tensor:
     """Mark the dead units, bool [units], with which every width is a multiple of `align`, or again what it was.

@@ -12,12 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+VECTOR = 16
+"""How many output channels a processor with AVX-512 computes at a time, in single precision."""
+
 
 @dataclass(frozen=True)
 class CostModel:
     """What a runtime makes of convolutions of different shapes; costs of elements are for each."""
 
-    align: int = 16  # output channels computed at a time
+    align: int = VECTOR  # output channels computed at a time
     point: float = 1.1  # what a multiply-accumulate of a 1 x 1 kernel costs, one of a 3 x 3 kernel being 1
     line: float = 1.03  # of kernels of one row or one column
     read: float = 4.0  # of the input that a convolution reads

@@ -43,12 +43,12 @@ def every(cases: list[tuple[Method, str]]) -> pytest.MarkDecorator:
 class Residual(nn.Module):
     """A stem, a residual block and a head: shared channels, norms, and a convolution whose rows nothing else feeds."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 12, hidden: int = 16) -> None:
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.first, self.inner = nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.second, self.outer = nn.Conv2d(16, 12, 1, bias=False), nn.BatchNorm2d(12)
-        self.head = nn.Linear(12, 5)
+        self.stem, self.norm = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.first, self.inner = nn.Conv2d(width, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden)
+        self.second, self.outer = nn.Conv2d(hidden, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
