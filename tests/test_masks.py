@@ -1,6 +1,8 @@
 """Do masks compute q in the forward, pass the gradient, and keep their state?"""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -333,3 +335,13 @@ def test_weights_of_one_dimension_are_masked_too(method: Method) -> None:
     if method.rescales:
         units.rescale(weight, method)
     assert (units(weight) != 0).tolist() == [True, False, True, True]
+
+
+def test_a_process_that_prepares_first_compiles_later() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error', UserWarning); import torch, fxprune; from torch import nn\n"
+        "model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)); x = torch.randn(2, 3, 8, 8)\n"
+        "prepared = fxprune.prepare(model, x, granularity='stripe')\n"
+        "torch.compile(prepared, backend='eager', fullgraph=True)(x)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,6 +10,7 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import torch
+import torch._dynamo  # whose tables hold torch's functions, and must not be made while others stand in for them
 import torch.nn.functional as F
 from torch import nn
 from torch._functorch import apis
