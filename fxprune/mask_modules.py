@@ -67,15 +67,17 @@ class WeightMask(nn.Module):
         if self.variable is not None:
             return gather(self.variable.detach())
         if self.kept is None:
-            return self._reduce(weight)
-        return self._reduce(weight) * self.kept  # what was closed comes first
+            return self._reduce(weight, self.inside)
+        return self._reduce(weight, self.inside) * self.kept  # what was closed comes first
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, threshold: Tensor) -> None:
         """Take a new threshold, and the factor c that the method gives for this weight."""
         self.threshold.copy_(threshold)
         if self.kept is not None:
-            self.kept &= self._reduce(weight).abs().to(threshold.dtype) > torch.where(threshold > 0, threshold, -1)
+            self.kept &= self._reduce(weight, self.inside).abs().to(threshold.dtype) > torch.where(
+                threshold > 0, threshold, -1
+            )
         if self.factor is None:
             return
         magnitude = weight.abs().to(self.threshold.dtype)
@@ -86,39 +88,40 @@ class WeightMask(nn.Module):
 
     @torch.no_grad()
     def measure_stripes(self, weight: Tensor) -> Tensor:
-        """Give the magnitudes of stripes one by one, [filters, height, width]."""
+        """Give the magnitudes of stripes one by one, [filters, *kernel]."""
         source = weight if self.variable is None else self.variable
         values = source.detach().to(self.threshold.dtype).square()
         return (values if self.kept is None else values * self.kept).mean(self.shared).sqrt()
 
     @torch.no_grad()
     def take_rectangles(self, inside: Tensor) -> None:
-        """Take which stripes lie in their filter's rectangle, bool [filters, height, width]."""
+        """Take which stripes lie in their filter's rectangle, bool [filters, *kernel]."""
         assert self.inside is not None
         self.inside.copy_(inside.view_as(self.inside))
         if self.variable is not None:
             self.variable.mul_(self.inside)
 
-    def _reduce(self, weight: Tensor) -> Tensor:
+    def _reduce(self, weight: Tensor, inside: Tensor | None) -> Tensor:
+        """Give the magnitudes of weights, or of their stripes; `inside` are those in rectangles of the same rows."""
         if not self.shared:
             return weight.detach()
         values = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        return self._spread(values.square().mean(self.shared, keepdim=True)).sqrt()
+        return self._spread(values.square().mean(self.shared, keepdim=True), inside).sqrt()
 
-    def _spread(self, squares: Tensor) -> Tensor:
+    def _spread(self, squares: Tensor, inside: Tensor | None) -> Tensor:
         """Give each stripe inside its filter's rectangle the mean over that, and 0 to the others."""
-        if self.inside is None:
+        if inside is None:
             return squares
         dims = tuple(dim for dim in range(squares.dim()) if dim != self.rows)
-        count = self.inside.sum(dims, keepdim=True).clamp_min(1)
-        return (squares * self.inside).sum(dims, keepdim=True) / count * self.inside
+        count = inside.sum(dims, keepdim=True).clamp_min(1)
+        return (squares * inside).sum(dims, keepdim=True) / count * inside
 
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:
         if self.kept is not None:
             return self.kept
         threshold = torch.where(self.threshold > 0, self.threshold, -1)
-        return self._reduce(weight).abs().to(threshold.dtype) > threshold
+        return self._reduce(weight, self.inside).abs().to(threshold.dtype) > threshold
 
     @torch.no_grad()
     def _mask(self, weight: Tensor) -> Tensor:
@@ -127,17 +130,18 @@ class WeightMask(nn.Module):
             return weight * self.kept
         whole = weight.device.type != "cpu" or torch.compiler.is_compiling() or weight.numel() <= _BLOCK
         if whole or 0 in self.shared:
-            return self._mask_block(weight, self.factor).to(weight.dtype)
+            return self._mask_block(weight, self.factor, self.inside).to(weight.dtype)
         rows = max(1, _BLOCK * weight.shape[0] // weight.numel())
         masked = torch.empty_like(weight)
         for start in range(0, weight.shape[0], rows):
             block = slice(start, start + rows)
             factor = self.factor[block] if self.factor is not None and self.rows == 0 else self.factor
-            masked[block] = self._mask_block(weight[block], factor)
+            inside = self.inside[block] if self.inside is not None else None
+            masked[block] = self._mask_block(weight[block], factor, inside)
         return masked
 
-    def _mask_block(self, weight: Tensor, factor: Tensor | None) -> Tensor:
-        gate = self.method.gate(self._reduce(weight).abs().to(self.threshold.dtype), self.threshold)
+    def _mask_block(self, weight: Tensor, factor: Tensor | None, inside: Tensor | None) -> Tensor:
+        gate = self.method.gate(self._reduce(weight, inside).abs().to(self.threshold.dtype), self.threshold)
         masked = gate * weight if self.shared else gate.mul_(weight)
         return masked if factor is None else masked.mul_(factor)
 

@@ -6,14 +6,15 @@ With magnitudes m of its stripes and T^2 as the price of one stripe, each filter
 
 which without the rectangle is the usual m_p > T. A layer shares few shapes: those that together keep most, chosen one
 after the other. A processor computes several filters at a time, so blocks of as many, of filters that would take alike
-shapes, take the one of these which is worth most to them together. The magnitude of every stripe inside is then the
-root of the mean square over R.
+shapes, take the one of these which is worth most to them together; of each layer at least one block keeps something.
+The magnitude of every stripe inside is then the root of the mean square over R.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -31,18 +32,18 @@ _BISECTIONS = 24
 
 
 @functools.cache
-def list_rectangles(height: int, width: int) -> Tensor:
-    """List the empty and the lattice rectangles of a kernel, float32 [rectangles, height * width], 1 inside."""
-    found = [torch.zeros(height * width)]
-    for rows, columns in itertools.product(progressions(list(range(height))), progressions(list(range(width)))):
-        inside = torch.zeros(height, width)
-        inside[rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step] = 1
+def list_rectangles(*kernel: int) -> Tensor:
+    """List the empty and the lattice rectangles of a kernel, float32 [rectangles, positions], 1 inside."""
+    found = [torch.zeros(math.prod(kernel))]
+    for lines in itertools.product(*(progressions(list(range(size))) for size in kernel)):
+        inside = torch.zeros(kernel)
+        inside[tuple(slice(line.start, line.stop, line.step) for line in lines)] = 1
         found.append(inside.flatten())
     return torch.stack(found)
 
 
 def choose_rectangles(layers: Mapping[str, Tensor], thresholds: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-    """Give the stripes in their filter's rectangle, of each layer, from all magnitudes: [filters, height, width]."""
+    """Give the stripes in their filter's rectangle, of each layer, from all magnitudes: [filters, *kernel]."""
     chosen: dict[str, Tensor] = {}
     for kernel, values in _join(layers).items():
         prices = torch.stack([torch.as_tensor(thresholds[name]) ** 2 for name in values.names])
@@ -60,7 +61,7 @@ def select_rectangle_threshold(
 ) -> Tensor:
     """Give the least threshold T, to 7 digits, at which the stripes outside of rectangles cost `closed` or more.
 
-    `layers` are magnitudes of stripes, [filters, height, width] each; all else is as for `select_priced_threshold`.
+    `layers` are magnitudes of stripes, [filters, *kernel] each; all else is as for `select_priced_threshold`.
     """
     first = next(iter(layers.values()))
     scaled = {name: values / (scales or {}).get(name, 1.0) for name, values in layers.items()}
@@ -98,7 +99,14 @@ class _Joined(NamedTuple):
         rank = self.sizes.argsort(stable=True).argsort()
         order = (layer * len(rank) + rank[_share(values, self.filters)]).argsort()  # of a layer from small to large
         sums = values.new_zeros(int(self.blocks.sum()), len(rank)).index_add_(0, self.block, values[order])
+        sums[self._find_strongest(sums), 0] = -torch.inf
         return torch.empty_like(order).scatter_(0, order, _share(sums, self.blocks)[self.block])
+
+    def _find_strongest(self, sums: Tensor) -> Tensor:
+        """Give each layer's block that is worth most, [layers]: it keeps something, whatever it costs."""
+        layer = torch.arange(len(self.names), device=sums.device).repeat_interleave(self.blocks)
+        order = sums[:, 1:].amax(1).argsort()
+        return order[layer[order].argsort(stable=True)][self.blocks.cumsum(0) - 1]
 
     def count_cost(self, price: Tensor, costs: Tensor) -> int:
         """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
@@ -119,10 +127,10 @@ def _share(values: Tensor, lengths: Tensor) -> Tensor:
     return which
 
 
-def _join(layers: Mapping[str, Tensor]) -> dict[tuple[int, int], _Joined]:
-    kernels: dict[tuple[int, int], list[str]] = {}
+def _join(layers: Mapping[str, Tensor]) -> dict[tuple[int, ...], _Joined]:
+    kernels: dict[tuple[int, ...], list[str]] = {}
     for name, magnitudes in layers.items():
-        kernels.setdefault((magnitudes.size(1), magnitudes.size(2)), []).append(name)
+        kernels.setdefault(tuple(magnitudes.shape[1:]), []).append(name)
     joined = {}
     for kernel, names in kernels.items():
         squares = torch.cat([layers[name].flatten(1).square() for name in names])

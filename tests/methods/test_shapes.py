@@ -76,6 +76,13 @@ def test_whole_filters_stay_in_multiples_and_those_that_are_worth_most() -> None
     assert int(own.sum()) > VECTOR
 
 
+def test_no_layer_closes_as_a_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = {name: scale * torch.rand(40, 3, 3, generator=generator) for name, scale in (("a", 1.0), ("b", 1e-6))}
+    kept = {name: int(each.sum()) for name, each in choose_rectangles(layers, {"a": 9.0, "b": 0.5}).items()}
+    assert kept in ({"a": 16, "b": 16}, {"a": 8, "b": 16}, {"a": 16, "b": 8}, {"a": 8, "b": 8})  # a position of a block
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_the_price_closes_the_share(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +101,7 @@ def test_what_training_prunes_is_rectangles_and_can_be_lowered(method: Method) -
     torch.manual_seed(0)
     target = fxprune.Sparsity(0.6) if method.takes_target else None
     x = torch.randn(2, 3, 8, 8)
-    model = Residual(96, 128)
+    model = Residual(192, 256)
     prepared = fxprune.prepare(model, x, method=method, target=target, granularity="stripe", shapes="rectangles")
     if not method.takes_target:
         for mask in prepared.fxprune.weight_masks.values():
@@ -144,6 +151,25 @@ def test_rectangles_meet_every_target_of_stripes(target: fxprune.Target) -> None
     costs = prepared.fxprune.costs
     gone = costs.sum_costs(closed) / costs.count_total(sizes)
     assert 0.5 <= gone < 0.5 + 1 / 8  # of a layer's 8 blocks, one goes from a rectangle to another at a time
+
+
+@pytest.mark.parametrize(
+    ("layers", "x"),
+    [
+        ((nn.Conv1d(3, 32, 5), nn.ReLU(), nn.Conv1d(32, 64, 1)), torch.randn(2, 3, 20)),
+        ((nn.Conv3d(3, 32, 3), nn.ReLU(), nn.Conv3d(32, 64, 1)), torch.randn(2, 3, 6, 6, 6)),
+        ((nn.ConvTranspose2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 1)), torch.randn(2, 3, 6, 6)),
+    ],
+    ids=["one dimension", "three dimensions", "transposed"],
+)
+def test_kernels_of_all_dimensions_keep_rectangles(layers: tuple[nn.Module, ...], x: Tensor) -> None:
+    model = nn.Sequential(*layers).double()
+    prepared = fxprune.prune(
+        model, x.double(), granularity="stripe", shapes="rectangles", target=fxprune.Sparsity(0.5, scope="layer")
+    ).eval()
+    assert all(0.5 <= float((~m.inside).double().mean()) < 1 for m in prepared.fxprune.weight_masks.values())
+    compact = fxprune.convert(prepared)
+    torch.testing.assert_close(compact(x.double()), prepared(x.double()), rtol=1e-10, atol=1e-12)
 
 
 def test_rectangles_are_for_stripes() -> None:
