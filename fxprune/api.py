@@ -27,7 +27,7 @@ from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_cl
 from fxprune.passes.check_exact import check_exact, find_first_difference
 from fxprune.passes.decompose import decompose
 from fxprune.passes.exclude import Pattern, find_excluded
-from fxprune.passes.find_dead import Plan, find_dead
+from fxprune.passes.find_dead import EMPTIED, Plan, find_dead
 from fxprune.passes.guess_inputs import guess_inputs
 from fxprune.passes.insert_masks import insert_unit_masks, insert_weight_masks
 from fxprune.passes.mend import CannotMend
@@ -189,7 +189,7 @@ def convert(
         target=None if masks is None or masks.target is None else repr(masks.target),
     )
     result = compact if into is None else resize_original(into, compact, inputs)
-    result.report = report  # type: ignore[assignment]
+    result.report = report
     return result
 
 
@@ -223,6 +223,7 @@ def shrink_all(
             keep |= padding
             reason = f"widths are multiples of {align}"
             reasons[reason] = reasons.get(reason, 0) + int(padding.sum())
+            reasons |= {EMPTIED: plan.kept[EMPTIED]} if EMPTIED in plan.kept else {}  # by now others of it stay, too
             continue
         try:
             compact = shrink(source, channels, plan)
@@ -305,7 +306,8 @@ def check_arguments(
     if isinstance(target, Latency):
         if granularity != "channel":
             raise TargetError(
-                f"target={target}: single weights and stripes that are 0 save no time; give granularity='channel'"
+                f"target={target} solves for widths: give granularity='channel', or for {granularity}s another target, "
+                "such as Macs(remaining=0.5), and measure what it gives"
             )
         str(find_runtime(target.runtime).name)  # raises where it cannot run
     if shapes not in ("free", "rectangles"):

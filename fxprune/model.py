@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from fxprune.conversion_report import Report
 from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import GRAPH_FILE, explain_failure, explain_misfit
 from fxprune.latency_trial import LatencyTrial
@@ -126,6 +127,7 @@ class TracedModel(nn.Module):
     """
 
     lowered: Rewrite
+    report: Report
 
     def __init__(
         self, root: nn.Module, graphs: Graphs, class_name: str | None = None, inputs: Inputs = ((), {}),

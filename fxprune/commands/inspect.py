@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from fxprune.commands.endings import require_writable
-from fxprune.commands.options import InputSize, Model
+from fxprune.commands.options import InputSize, Model, Trust, Weights
 
 
 def inspect(
     model: Model,
+    weights: Weights = None,
+    trust: Trust = False,
     input: InputSize = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A layer to leave as it is, or a glob; repeatable.")] = None,
     json: Annotated[Path | None, typer.Option(help="A file to write all of it to.")] = None,
@@ -18,13 +20,14 @@ def inspect(
 ) -> None:
     """Show which channels of a model can be pruned, which cannot, and because of which line of its code."""
     from fxprune.commands.load_model import load_model, make_inputs
+    from fxprune.commands.load_weights import load_weights
     from fxprune.inspection.inspect import inspect as inspect_model
     from fxprune.inspection.picture import check_picture
 
     if picture is not None:
         check_picture(picture)
-    require_writable(json, picture)
-    made = load_model(model)
+    require_writable(json, picture, read=[weights])
+    made = load_weights(load_model(model), weights, trust)
     found = inspect_model(made, make_inputs(made, model, input), exclude or ())
     typer.echo(found)
     if json is not None:

@@ -24,6 +24,7 @@ def prune(
     onnx: Annotated[Path, typer.Option(help="The ONNX file to write.")],
     method: Annotated[str, typer.Option(help=f"How units are chosen: {', '.join(METHODS)}.")] = "gmp",
     granularity: Annotated[Literal["channel", "stripe", "weight"], typer.Option(help="What goes as one.")] = "channel",
+    shapes: Annotated[Literal["free", "rectangles"], typer.Option(help="What stays of a kernel, of stripes.")] = "free",
     align: Align = 1,
     exclude: Annotated[list[str] | None, typer.Option(help="A layer to leave as it is, or a glob; repeatable.")] = None,
     weights: Weights = None,
@@ -68,10 +69,12 @@ def prune(
             bar.update(STEPS.index(step) + 1 - bar.n)
 
         begin("pruning")
-        options = {"method": chosen, "target": goal, "granularity": granularity, "exclude": exclude or ()}
-        pruned = fxprune.prune(original, inputs, **options)
+        options = {"method": chosen, "target": goal, "granularity": granularity, "shapes": shapes}
+        pruned = fxprune.prune(original, inputs, **options, exclude=exclude or ())
         begin("converting")
         compact = fxprune.convert(pruned)
+        for reason, count in compact.report.kept.items():
+            bar.write(f"{count:,} closed units stay: {reason}", sys.stderr)
         if batches is not None:
             begin("measuring batch norms")
             fxprune.recalibrate(compact, batches)
@@ -100,6 +103,8 @@ def prune(
         begin("reporting")
         command = shlex.join(["fxprune", *sys.argv[1:]])
         result = fxprune.export.report(models, inputs, files=files, benchmark=benchmark, commands=[command])
+    if granularity == "stripe":
+        typer.echo(compact.lowered)
     typer.echo(result)
     for path in (report, json):
         if path is not None:

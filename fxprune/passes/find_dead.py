@@ -29,6 +29,8 @@ HAVE_BIAS = (F.conv1d, F.conv2d, F.conv3d, F.linear, torch.conv1d, torch.conv2d,
 JOINS = (torch.cat, torch.concat, torch.concatenate)
 """Functions whose empty operands can be left out."""
 
+EMPTIED = "the strongest unit of a layer that would be empty stays"
+
 OUT_OF_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -251,8 +253,7 @@ class Search:
             self.strength = measure_strength(self.model, self.channels)
         strongest = units[self.strength[units].argmax()]
         if self.may_die[strongest]:
-            reason = "the strongest unit of a layer that would be empty stays"
-            self.kept[reason] = self.kept.get(reason, 0) + 1
+            self.kept[EMPTIED] = self.kept.get(EMPTIED, 0) + 1
         self.may_die[strongest] = False
 
 

@@ -49,7 +49,7 @@ def load(fresh_model: nn.Module, path: str | Path | None = None) -> TracedModel:
     states = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     take_tensors(model, states, about.tied)
     if about.report is not None:
-        model.report = read_report(about.report)  # type: ignore[assignment]
+        model.report = read_report(about.report)
     return model.compile_graphs()
 
 

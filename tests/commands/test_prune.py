@@ -160,6 +160,7 @@ def test_a_conversion_that_differs_exits_with_3(
         ("--report", "report.pdf", [".html"]),
         ("--json", "/no/folder/result.json", ["cannot be written"]),
         ("--exclude", "layer9", ["layer9"]),
+        ("--shapes", "rectangles", ["--shapes rectangles goes with --granularity stripe"]),
         ("--weights", "missing.safetensors", ["no such file"]),
     ],
 )
@@ -217,6 +218,17 @@ def test_stripes_are_lowered_by_time_where_time_is_asked_for_and_saved_as_export
     exported = [tuple(a.ints) for node in nodes for a in node.attribute if a.name == "kernel_shape"]
     assert (1, 3) in kernels
     assert sorted(kernels) == sorted(exported)
+
+
+def test_shapes_of_stripes_are_passed_on(model_file: str, tmp_path: Path) -> None:
+    options = ["--granularity", "stripe", "--shapes", "rectangles", "--target", "sparsity=0.5", "--input", "2x3x32x32"]
+    result = run("prune", model_file.replace(":net", ":rows"), *options, "--save", tmp_path / "a.safetensors",
+                 "--onnx", tmp_path / "out.onnx")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    kernels = [onnx.numpy_helper.to_array(each) for each in onnx.load(tmp_path / "out.onnx").graph.initializer]
+    patterns = [(np.abs(kernel).sum(1) > 0) for kernel in kernels if kernel.ndim == 4]
+    assert patterns
+    assert all(np.array_equal(filter, pattern[0]) for pattern in patterns for filter in pattern)  # of a block of 16
 
 
 def test_each_input_has_its_size(model_file: str, tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def test_where_units_die_by_accident_widths_stay_multiples_of_16(granularity: st
     assert [fxprune.convert(prepared).get_submodule(n).out_channels for n in "02"] == [32, 8]
 
 
+def test_a_layer_that_is_closed_as_a_whole_is_reported() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3)).double()
+    prepared = fxprune.prepare(model, torch.randn(1, 3, 9, 9, dtype=torch.float64), granularity="stripe")
+    with torch.no_grad():
+        find_tensor(prepared, "2.weight").mul_(1e-9)
+    prepared.fxprune.refresh({n: find_tensor(prepared, n) for n in prepared.fxprune.parameter_names}, 0.48)
+    for align in (1, 16):
+        assert "the strongest unit of a layer that would be empty stays" in str(
+            fxprune.convert(prepared, align=align).report
+        )
+
+
 def test_units_that_were_closed_all_go() -> None:
     model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 8, 3))
     prepared = fxprune.prepare(model, torch.randn(1, 3, 9, 9))
