@@ -14,10 +14,13 @@ def count_cores() -> int:
 
 
 def require_cores(threads: Sequence[int]) -> None:
-    """Refuse to time with more threads than there are cores, on which they would wait for each other.
+    """Refuse to time with no thread, and with more than there are cores, on which they would wait for each other.
 
     Raises ExportError.
     """
+    for number in threads:
+        if not isinstance(number, int) or number < 1:
+            raise ExportError(f"threads={number!r}: give a whole number, 1 or more.")
     cores, most = count_cores(), max(threads)
     if most > cores:
         raise ExportError(

@@ -62,6 +62,8 @@ def measure_weight_costs(
     """
     if target.align > 1:
         raise TargetError(f"align={target.align} is for widths: give granularity='channel', or leave it out")
+    if target.least > 1:
+        raise TargetError(f"least={target.least} is for units: give granularity='channel', or leave it out")
     total = sum(gates.values())
     prices = dict.fromkeys(gates, 1)
     if target.cost == "parameters":

@@ -65,22 +65,34 @@ def lower_stripes(
         kinds: what may be chosen, of "crop", "groups", "sums" and "mixtures".
 
     Raises:
-        FxpruneError: the model has masks still.
+        FxpruneError: the model has masks still, or an argument is of the wrong kind.
         ExactnessError: the outputs differ by more than rounding.
         ExportError: the runtime cannot run the model, or there are more threads than cores.
     """
-    if isinstance(model, PreparedModel):
-        raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
+    check_arguments(model, runtime, threads, kinds)
     inputs = find_inputs(model, example_inputs)
     source = model if isinstance(model, TracedModel) else convert(model, example_inputs)
-    if runtime is not None:
-        require_cores([threads])
     used = find_runtime(runtime) if isinstance(runtime, str) else runtime
     choice = Choice(cost, tuple(kinds), used, threads)
     lowered, step = lower_once(source, inputs, choice, set())
     if used is not None:
         lowered, step = win_race(source, inputs, choice, lowered, step, used)
     return record(lowered, step)
+
+
+def check_arguments(model: object, runtime: object, threads: int, kinds: Collection[Kind]) -> None:
+    """Refuse arguments of the wrong kind before any work."""
+    if not isinstance(model, nn.Module):
+        raise FxpruneError(f"lower_stripes takes a module, not {model!r}")
+    if isinstance(model, PreparedModel):
+        raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
+    if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
+        raise FxpruneError(f"kinds={kinds!r}: give some of {', '.join(map(repr, KINDS))}, such as ('crop', 'groups')")
+    if runtime is None:
+        return
+    if not isinstance(runtime, str | Runtime):
+        raise FxpruneError(f"runtime={runtime!r}: give the name of a runtime, such as 'ort-cpu', or a runtime")
+    require_cores([threads])
 
 
 @dataclass(frozen=True)

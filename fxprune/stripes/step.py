@@ -57,7 +57,7 @@ class StripeStep(Rewrite):
     race: Race | None  # None where nothing was measured, or everything stays as it is
 
     def __str__(self) -> str:
-        lines = [show_layers(self.layers)] if self.layers else ["no convolution has dead stripes"]
+        lines = [show_layers(self.layers)] if self.layers else ["no convolution that can be lowered has dead stripes"]
         return "\n".join([*lines, *([str(self.race)] if self.race else [])])
 
 

@@ -500,6 +500,8 @@ def test_weights_refuse_what_is_for_widths_and_what_is_out_of_reach() -> None:
     inputs = torch.randn(IMAGES)
     with pytest.raises(TargetError, match="align=8 is for widths"):
         fxprune.prepare(Residual(), inputs, target=fxprune.Sparsity(0.5, align=8), granularity="weight")
+    with pytest.raises(TargetError, match="least=8 is for units"):
+        fxprune.prepare(Residual(), inputs, target=fxprune.Sparsity(0.5, least=8), granularity="weight")
     target = fxprune.Params(remaining=0.4)
     with pytest.raises(
         TargetError, match=r"cannot be reached.* close 44\.35% of the parameters remain \(10,709 of 24,149"

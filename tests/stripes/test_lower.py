@@ -183,3 +183,23 @@ def test_a_prepared_model_is_refused() -> None:
     prepared = fxprune.prepare(Block(), torch.randn(2, 3, 8, 8), granularity="stripe")
     with pytest.raises(FxpruneError, match="convert it first"):
         fxprune.lower_stripes(prepared)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kinds": ("crops",)}, "kinds=.*'crop', 'groups', 'sums', 'mixtures'"),
+        ({"kinds": "crop"}, "kinds='crop': give some of"),
+        ({"runtime": 3}, "runtime=3: give the name"),
+        ({"runtime": "ort-cpu", "threads": 0}, "threads=0: give a whole number"),
+        ({"runtime": "ort-cpu", "threads": "1"}, "threads='1': give a whole number"),
+    ],
+)
+def test_wrong_arguments_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(FxpruneError, match=words):
+        fxprune.lower_stripes(Block(), torch.randn(2, 3, 8, 8), **given)
+
+
+def test_a_file_is_refused() -> None:
+    with pytest.raises(FxpruneError, match=r"takes a module, not 'model\.onnx'"):
+        fxprune.lower_stripes("model.onnx")  # type: ignore[arg-type]

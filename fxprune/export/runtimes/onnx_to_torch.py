@@ -15,6 +15,7 @@ from fxprune.export.onnx_file import describe_inputs, describe_outputs, read_fil
 from fxprune.export.runtimes.interface import TensorInfo
 
 NEWEST_OPSET = 17
+HIDDEN = "fxprune.hidden"
 
 
 class Converted(NamedTuple):
@@ -63,7 +64,12 @@ def _import_onnx2torch() -> Any:
 def _lower(model: onnx.ModelProto) -> onnx.ModelProto:
     """Translate a graph to the newest opset that onnx2torch reads."""
     if any(entry.domain == "" and entry.version > NEWEST_OPSET for entry in model.opset_import):
+        for node in (node for node in model.graph.node if node.op_type == "Pad" and len(node.input) < 4):
+            node.domain = HIDDEN  # without axes it is what it was before 18, but the converter does not know that
+        model.opset_import.append(onnx.helper.make_opsetid(HIDDEN, 1))
         model = version_converter.convert_version(model, NEWEST_OPSET)
+        for node in (node for node in model.graph.node if node.domain == HIDDEN):
+            node.domain = ""
     for node in model.graph.node:
         if node.op_type == "Reshape":  # `allowzero` is about sizes of 0 in the shape, and refused by onnx2torch
             kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]

@@ -95,6 +95,18 @@ def test_an_op_that_the_converter_lacks_is_said(tmp_path: Path) -> None:
         find_runtime("torch").load(path, 1)
 
 
+def test_a_pad_of_a_newer_opset_runs(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, size]) for name, size in (("x", 4), ("y", 3))]
+    pads = helper.make_tensor("pads", TensorProto.INT64, [4], [0, -2, 0, 1])
+    graph = helper.make_graph([helper.make_node("Pad", ["x", "pads"], ["y"])], "graph", values[:1], values[1:], [pads])
+    path = tmp_path / "pad.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    expected = np.concatenate([x[:, 2:], np.zeros((2, 1), np.float32)], 1)
+    np.testing.assert_array_equal(find_runtime("torch").load(path, 1).run({"x": x})[0], expected)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ExportError, match="did you mean openvino"):
         find_runtime("openvin")
