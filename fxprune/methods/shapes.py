@@ -96,22 +96,33 @@ class _Joined(NamedTuple):
         """Give each filter the number of its rectangle, at the price of a stripe in each layer, [layers]."""
         layer = torch.arange(len(self.names), device=self.worth.device).repeat_interleave(self.filters)
         values = self.worth - prices.to(self.worth)[layer, None] * self.sizes
-        rank = self.sizes.argsort(stable=True).argsort()
-        order = (layer * len(rank) + rank[_share(values, self.filters)]).argsort()  # of a layer from small to large
-        sums = values.new_zeros(int(self.blocks.sum()), len(rank)).index_add_(0, self.block, values[order])
+        order = self._sort(values, layer, _share(values, self.filters))
+        sums = values.new_zeros(int(self.blocks.sum()), len(self.sizes)).index_add_(0, self.block, values[order])
         sums[self._find_strongest(sums), 0] = -torch.inf
         return torch.empty_like(order).scatter_(0, order, _share(sums, self.blocks)[self.block])
+
+    def _sort(self, values: Tensor, layer: Tensor, which: Tensor) -> Tensor:
+        """Sort filters by layer, the rectangle that each would take, small ones first, and what it is worth."""
+        own = values.gather(1, which.clamp(min=1)[:, None])[:, 0]
+        closed = values[:, 1:].amax(1)  # what it would be worth to keep something
+        rank = self.sizes.argsort(stable=True).argsort()
+        return _sort_in_groups(layer * len(rank) + rank[which], torch.where(which > 0, own, closed))
 
     def _find_strongest(self, sums: Tensor) -> Tensor:
         """Give each layer's block that is worth most, [layers]: it keeps something, whatever it costs."""
         layer = torch.arange(len(self.names), device=sums.device).repeat_interleave(self.blocks)
-        order = sums[:, 1:].amax(1).argsort()
-        return order[layer[order].argsort(stable=True)][self.blocks.cumsum(0) - 1]
+        return _sort_in_groups(layer, sums[:, 1:].amax(1))[self.blocks.cumsum(0) - 1]
 
     def count_cost(self, price: Tensor, costs: Tensor) -> int:
         """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
         sizes = self.sizes[self.choose(price.expand(len(self.names)))].double()
         return int((torch.segment_reduce(sizes, "sum", lengths=self.filters).cpu() * costs).sum())
+
+
+def _sort_in_groups(group: Tensor, key: Tensor) -> Tensor:
+    """Give the indexes that bring groups in order, and what is in each from small keys to large."""
+    order = key.argsort()
+    return order[group[order].argsort(stable=True)]
 
 
 def _share(values: Tensor, lengths: Tensor) -> Tensor:
