@@ -49,7 +49,7 @@ class WeightMask(nn.Module):
         gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
         kept = torch.ones(gates, dtype=torch.bool, device=device) if method.remembers else None
         self.register_buffer("kept", kept)
-        inside = torch.ones(gates, dtype=torch.bool, device=device) if rectangles else None
+        inside = torch.ones(gates, dtype=dtype, device=device) if rectangles else None
         self.register_buffer("inside", inside)
         self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
         self.variable = nn.Parameter(method.make_variable(weight.detach(), shared)) if method.learns else None
@@ -94,27 +94,21 @@ class WeightMask(nn.Module):
         return (values if self.kept is None else values * self.kept).mean(self.shared).sqrt()
 
     @torch.no_grad()
-    def take_rectangles(self, inside: Tensor) -> None:
-        """Take which stripes lie in their filter's rectangle, bool [filters, *kernel]."""
+    def take_rectangles(self, magnitudes: Tensor) -> None:
+        """Take the magnitudes of stripes that lie in rectangles, 0 for those outside, [filters, *kernel]."""
         assert self.inside is not None
-        self.inside.copy_(inside.view_as(self.inside))
+        self.inside.copy_(magnitudes.view_as(self.inside))
         if self.variable is not None:
-            self.variable.mul_(self.inside)
+            self.variable.mul_(self.inside > 0)
 
     def _reduce(self, weight: Tensor, inside: Tensor | None) -> Tensor:
-        """Give the magnitudes of weights, or of their stripes; `inside` are those in rectangles of the same rows."""
+        """Give the magnitudes of weights, or of their stripes; of stripes in rectangles `inside`, of the same rows."""
+        if inside is not None:
+            return inside
         if not self.shared:
             return weight.detach()
         values = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        return self._spread(values.square().mean(self.shared, keepdim=True), inside).sqrt()
-
-    def _spread(self, squares: Tensor, inside: Tensor | None) -> Tensor:
-        """Give each stripe inside its filter's rectangle the mean over that, and 0 to the others."""
-        if inside is None:
-            return squares
-        dims = tuple(dim for dim in range(squares.dim()) if dim != self.rows)
-        count = inside.sum(dims, keepdim=True).clamp_min(1)
-        return (squares * inside).sum(dims, keepdim=True) / count * inside
+        return values.square().mean(self.shared, keepdim=True).sqrt()
 
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:

@@ -242,9 +242,9 @@ class Masks(nn.Module):
         measured = {mask.parameter: mask.measure_stripes(parameters[mask.parameter]) for mask in masks}
         thresholds = self._find_thresholds(measured, sparsity, scales, select_rectangle_threshold)
         self.threshold.copy_(max(thresholds.values()))
-        inside = choose_rectangles({name: values / scales[name] for name, values in measured.items()}, thresholds)
+        chosen = choose_rectangles({name: values / scales[name] for name, values in measured.items()}, thresholds)
         for mask in masks:
-            mask.take_rectangles(inside[mask.parameter])
+            mask.take_rectangles(chosen[mask.parameter] * scales[mask.parameter])
             threshold = thresholds[mask.parameter]
             learns = mask.variable is not None  # what lies in a rectangle is open, whatever its own magnitude
             own = torch.zeros_like(threshold) if learns else layer_threshold(threshold, scales[mask.parameter])

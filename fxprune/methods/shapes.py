@@ -7,7 +7,8 @@ With magnitudes m of its stripes and T^2 as the price of one stripe, each filter
 which without the rectangle is the usual m_p > T. A layer shares few shapes: those that together keep most, chosen one
 after the other. A processor computes several filters at a time, so blocks of as many, of filters that would take alike
 shapes, take the one of these which is worth most to them together; of each layer at least one block keeps something.
-The magnitude of every stripe inside is then the root of the mean square over R.
+The magnitude of every stripe inside is then the root of the mean square over R and the block, which is above T; that of
+what is kept for the sake of its layer counts as far above it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from fxprune.stripes.rectangles import progressions
 MOST_SHAPES = 4
 """So many shapes a layer has at most, beside filters that keep nothing."""
 
+FAR = 1e8
+"""How many times the threshold's square the square of a magnitude is that has to stay above it."""
+
 _BISECTIONS = 24
 
 
@@ -43,11 +47,12 @@ def list_rectangles(*kernel: int) -> Tensor:
 
 
 def choose_rectangles(layers: Mapping[str, Tensor], thresholds: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-    """Give the stripes in their filter's rectangle, of each layer, from all magnitudes: [filters, *kernel]."""
+    """Give the magnitudes of stripes in rectangles from those of all, 0 for those outside, [filters, *kernel] each."""
     chosen: dict[str, Tensor] = {}
     for kernel, values in _join(layers).items():
         prices = torch.stack([torch.as_tensor(thresholds[name]) ** 2 for name in values.names])
-        inside = list_rectangles(*kernel).bool().to(values.worth.device)[values.choose(prices)]
+        choice = values.choose(prices)
+        inside = list_rectangles(*kernel).to(values.worth)[choice.rectangles] * choice.magnitudes[:, None]
         parts = inside.view(-1, *kernel).split(values.filters.tolist())
         chosen.update(zip(values.names, parts, strict=True))
     return {name: chosen[name] for name in layers}
@@ -82,6 +87,13 @@ def select_rectangle_threshold(
     return high
 
 
+class _Choice(NamedTuple):
+    """What each filter keeps."""
+
+    rectangles: Tensor  # their numbers, [filters]
+    magnitudes: Tensor  # of the stripes inside, [filters]
+
+
 class _Joined(NamedTuple):
     """The filters of all layers of one kernel size, one after the other."""
 
@@ -92,14 +104,20 @@ class _Joined(NamedTuple):
     worth: Tensor  # of each rectangle to each filter if stripes cost nothing, [filters, rectangles]; the first is empty
     sizes: Tensor  # of the rectangles, [rectangles]
 
-    def choose(self, prices: Tensor) -> Tensor:
-        """Give each filter the number of its rectangle, at the price of a stripe in each layer, [layers]."""
+    def choose(self, prices: Tensor) -> _Choice:
+        """Choose each filter's rectangle, at the price of a stripe in each layer, [layers]."""
         layer = torch.arange(len(self.names), device=self.worth.device).repeat_interleave(self.filters)
         values = self.worth - prices.to(self.worth)[layer, None] * self.sizes
         order = self._sort(values, layer, _share(values, self.filters))
         sums = values.new_zeros(int(self.blocks.sum()), len(self.sizes)).index_add_(0, self.block, values[order])
         sums[self._find_strongest(sums), 0] = -torch.inf
-        return torch.empty_like(order).scatter_(0, order, _share(sums, self.blocks)[self.block])
+        which = _share(sums, self.blocks)
+        price = prices.to(sums).repeat_interleave(self.blocks)
+        count = self.sizes[which] * self.block.bincount()
+        squares = sums.gather(1, which[:, None])[:, 0] / count.clamp(min=1) + price
+        magnitudes = torch.where(squares > price, squares, FAR * price).sqrt()
+        back = torch.empty_like(order).scatter_(0, order, self.block)
+        return _Choice(which[back], magnitudes[back])
 
     def _sort(self, values: Tensor, layer: Tensor, which: Tensor) -> Tensor:
         """Sort filters by layer, the rectangle that each would take, small ones first, and what it is worth."""
@@ -115,7 +133,7 @@ class _Joined(NamedTuple):
 
     def count_cost(self, price: Tensor, costs: Tensor) -> int:
         """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
-        sizes = self.sizes[self.choose(price.expand(len(self.names)))].double()
+        sizes = self.sizes[self.choose(price.expand(len(self.names))).rectangles].double()
         return int((torch.segment_reduce(sizes, "sum", lengths=self.filters).cpu() * costs).sum())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -27,6 +28,10 @@ METHODS = [
 ]
 
 
+def keep(layers: dict[str, Tensor], thresholds: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    return {name: magnitudes > 0 for name, magnitudes in choose_rectangles(layers, thresholds).items()}
+
+
 def values_of(magnitudes: Tensor, inside: Tensor, threshold: float) -> Tensor:
     return ((magnitudes.square() - threshold**2) * inside).flatten(1).sum(1)
 
@@ -40,21 +45,21 @@ def test_one_filter_takes_the_best_of_all() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         magnitudes = torch.rand(1, 3, 3, generator=generator).sqrt()
-        chosen = choose_rectangles({"a": magnitudes}, {"a": 0.75})["a"]
+        chosen = keep({"a": magnitudes}, {"a": 0.75})["a"]
         best = max(0.0, *(float(values_of(magnitudes, each.view(1, 3, 3), 0.75)) for each in list_rectangles(3, 3)))
         assert float(values_of(magnitudes, chosen, 0.75)) == pytest.approx(best, abs=1e-6)
 
 
 def test_a_layer_shares_few_shapes() -> None:
     magnitudes = torch.rand(200, 3, 3, generator=torch.Generator().manual_seed(0)).sqrt()
-    inside = choose_rectangles({"a": magnitudes}, {"a": 0.7})["a"]
+    inside = keep({"a": magnitudes}, {"a": 0.7})["a"]
     assert 2 <= len({tuple(each.flatten().tolist()) for each in inside if each.any()}) <= MOST_SHAPES
 
 
 @pytest.mark.parametrize("filters", [12, 16, 40, 200])
 def test_blocks_of_filters_share_a_shape(filters: int) -> None:
     magnitudes = torch.rand(filters, 3, 3, generator=torch.Generator().manual_seed(1)).sqrt()
-    inside = choose_rectangles({"other": magnitudes[:7], "a": magnitudes}, {"a": 0.7, "other": 0.6})["a"]
+    inside = keep({"other": magnitudes[:7], "a": magnitudes}, {"a": 0.7, "other": 0.6})["a"]
     _, counts = inside.flatten(1).unique(dim=0, return_counts=True)
     assert sum(count % VECTOR != 0 for count in counts.tolist()) == (filters % VECTOR != 0)
     together = (magnitudes.square() - 0.7**2).sum(0).flatten() @ list_rectangles(3, 3).T
@@ -65,12 +70,12 @@ def test_a_block_is_of_filters_that_would_take_alike_shapes() -> None:
     magnitudes = torch.full((2 * VECTOR, 3, 3), 0.1)
     magnitudes[::2, 1] = 1.0
     magnitudes[1::2, :, 1] = 1.0
-    assert torch.equal(choose_rectangles({"a": magnitudes}, {"a": 0.5})["a"], magnitudes > 0.5)
+    assert torch.equal(keep({"a": magnitudes}, {"a": 0.5})["a"], magnitudes > 0.5)
 
 
 def test_whole_filters_stay_in_multiples_and_those_that_are_worth_most() -> None:
     magnitudes = torch.rand(64, 1, 1, generator=torch.Generator().manual_seed(0))
-    kept = choose_rectangles({"a": magnitudes}, {"a": 0.7})["a"].flatten()
+    kept = keep({"a": magnitudes}, {"a": 0.7})["a"].flatten()
     own = (magnitudes > 0.7).flatten()
     assert int(kept.sum()) == VECTOR == int(kept[own].sum())
     assert int(own.sum()) > VECTOR
@@ -79,8 +84,32 @@ def test_whole_filters_stay_in_multiples_and_those_that_are_worth_most() -> None
 def test_no_layer_closes_as_a_whole() -> None:
     generator = torch.Generator().manual_seed(0)
     layers = {name: scale * torch.rand(40, 3, 3, generator=generator) for name, scale in (("a", 1.0), ("b", 1e-6))}
-    kept = {name: int(each.sum()) for name, each in choose_rectangles(layers, {"a": 9.0, "b": 0.5}).items()}
+    kept = {name: int(each.sum()) for name, each in keep(layers, {"a": 9.0, "b": 0.5}).items()}
     assert kept in ({"a": 16, "b": 16}, {"a": 8, "b": 16}, {"a": 16, "b": 8}, {"a": 8, "b": 8})  # a position of a block
+
+
+def test_magnitudes_are_those_of_the_block_and_above_the_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = {"a": torch.rand(40, 3, 3, generator=generator), "b": 1e-6 * torch.rand(16, 3, 3, generator=generator)}
+    chosen = choose_rectangles(layers, {"a": 0.6, "b": 0.6})
+    for pattern in (chosen["a"] > 0).flatten(1).unique(dim=0)[1:]:
+        of_shape = ((chosen["a"] > 0).flatten(1) == pattern).all(1)
+        values = chosen["a"][of_shape].flatten(1)[:, pattern]
+        assert (values > 0.6).all()
+        mean = layers["a"][of_shape].flatten(1)[:, pattern].square().mean()
+        torch.testing.assert_close(values.square().mean(), mean)
+    assert chosen["b"].max() > 1000  # what stays for its layer's sake, far above the threshold
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.takes_target], ids=str)
+def test_what_lies_in_a_rectangle_is_open(method: Method) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    options = {"granularity": "stripe", "shapes": "rectangles", "target": fxprune.Sparsity(0.6)}
+    prepared = fxprune.prune(Residual(96, 128), x, method=method, **options)
+    for mask in prepared.fxprune.weight_masks.values():
+        masked = mask(prepared.get_parameter(mask.parameter))
+        assert torch.equal((masked != 0).any(1), (mask.inside > 0).squeeze(1))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -90,7 +119,7 @@ def test_the_price_closes_the_share(share: float) -> None:
     layers = {name: each.sqrt() for name, each in squares.items()}
     total = sum(magnitudes.numel() for magnitudes in layers.values())
     threshold = select_rectangle_threshold(layers, count_closed(total, share))
-    inside = choose_rectangles(layers, dict.fromkeys(layers, threshold))
+    inside = keep(layers, dict.fromkeys(layers, threshold))
     closed = float(torch.cat([each.flatten() for each in inside.values()]).logical_not().double().mean())
     assert closed == pytest.approx(share, abs=0.03)
     assert closed >= share
@@ -142,7 +171,7 @@ def test_rectangles_meet_every_target_of_stripes(target: fxprune.Target) -> None
     fxprune.Scheduler(prepared, optimizer := make_optimizer(prepared), total_steps=5)
     train(prepared, optimizer, 5)
     masks = list(prepared.fxprune.weight_masks.values())
-    closed = {mask.parameter: int((~mask.inside).sum()) for mask in masks}
+    closed = {mask.parameter: int((mask.inside == 0).sum()) for mask in masks}
     sizes = {mask.parameter: mask.inside.numel() for mask in masks}
     if target.scope == "layer":
         assert all(0.5 <= closed[name] / sizes[name] < 0.5 + 1 / 6 for name in closed)  # of 6 blocks
@@ -167,7 +196,7 @@ def test_kernels_of_all_dimensions_keep_rectangles(layers: tuple[nn.Module, ...]
     prepared = fxprune.prune(
         model, x.double(), granularity="stripe", shapes="rectangles", target=fxprune.Sparsity(0.5, scope="layer")
     ).eval()
-    assert all(0.5 <= float((~m.inside).double().mean()) < 1 for m in prepared.fxprune.weight_masks.values())
+    assert all(0.5 <= float((m.inside == 0).double().mean()) < 1 for m in prepared.fxprune.weight_masks.values())
     compact = fxprune.convert(prepared)
     torch.testing.assert_close(compact(x.double()), prepared(x.double()), rtol=1e-10, atol=1e-12)
 
