@@ -14,7 +14,7 @@ class WeightMask(nn.Module):
     """One gate per weight: q = c * w * gate(|w|, threshold), with the gradient dL/dw = dL/dq * (1, or theta if closed).
 
     Where gates hold along the dimensions `shared`, as for stripes, the magnitude is the root of the mean square there;
-    with `rectangles` it is that over the rectangle that the filter keeps, whose stripes the buffer `inside` marks.
+    with `rectangles` the buffer `inside` holds it, over the rectangle that a block of filters keeps, and 0 outside.
     `rows` is the dimension of the weight's output channels. Closed weights are exact zeros.
 
     Buffers: `threshold` (0-dim, this layer's tau; at 0 or less the weight passes unchanged); for methods that rescale
