@@ -37,7 +37,7 @@ from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
 from fxprune.scheduler import find_masked
 from fxprune.sharding import is_sharded
-from fxprune.stripes.cost import VECTOR
+from fxprune.vector_width import VECTOR
 
 Heads = Literal["whole", "inner"]
 Shapes = Literal["free", "rectangles"]
@@ -223,7 +223,8 @@ def shrink_all(
             keep |= padding
             reason = f"widths are multiples of {align}"
             reasons[reason] = reasons.get(reason, 0) + int(padding.sum())
-            reasons |= {EMPTIED: plan.kept[EMPTIED]} if EMPTIED in plan.kept else {}  # by now others of it stay, too
+            if EMPTIED in plan.kept:  # of which others stay by now
+                reasons[EMPTIED] = plan.kept[EMPTIED]
             continue
         try:
             compact = shrink(source, channels, plan)

@@ -10,9 +10,7 @@ from fxprune.export.onnx_macs import Work
 from fxprune.export.runtimes.interface import Runtime
 from fxprune.layer_times.graph import Convolution, LayerGraph, Linear
 from fxprune.layer_times.measure import time_layers
-
-MULTIPLE = 16
-"""Floats in a vector of AVX-512; a multiple of those of shorter vectors, too."""
+from fxprune.vector_width import VECTOR
 
 MOST = 20
 """Layers that are timed, those with the most multiply-accumulates first: each takes about a second."""
@@ -52,7 +50,7 @@ def _build_pair(work: Work) -> Iterator[tuple[LayerGraph, LayerGraph]]:
     """Give the graphs of a layer and of its narrower self, if its width is odd and its kind can be timed alone."""
     left, weight, output = work.shapes
     width = output[1] if work.op == "Conv" else output[-1]
-    narrower = width // MULTIPLE * MULTIPLE
+    narrower = width // VECTOR * VECTOR
     if work.weight is None or narrower in (0, width) or work.node.outputs[0].is_graph_output():
         return
     if work.op in ("Gemm", "MatMul") and len(weight) == 2 and not read_int(work.node, "transA", 0):

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
-from fxprune.stripes.cost import VECTOR
 from fxprune.stripes.rectangles import progressions
+from fxprune.vector_width import VECTOR
 
 MOST_SHAPES = 4
 """So many shapes a layer has at most, beside filters that keep nothing."""
@@ -79,7 +79,7 @@ def select_rectangle_threshold(
     joined = _join(scaled)
     costs = {key: torch.tensor([(prices or {}).get(name, 1) for name in each.names]) for key, each in joined.items()}
     total = sum((prices or {}).get(name, 1) * values.numel() for name, values in layers.items())
-    high = largest * 1.001  # at which nothing stays
+    high = largest * 1.001  # at which no more stays than has to
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         kept = sum(each.count_cost(middle**2, costs[key]) for key, each in joined.items())
@@ -94,6 +94,15 @@ class _Choice(NamedTuple):
     magnitudes: Tensor  # of the stripes inside, [filters]
 
 
+class _Blocks(NamedTuple):
+    """The filters of all layers, in order, by blocks that keep one rectangle each."""
+
+    order: Tensor  # of the filters, [filters]
+    values: Tensor  # of each rectangle to each block, [blocks, rectangles]
+    rectangles: Tensor  # those chosen, [blocks]
+    stripes: Tensor  # in those, of all filters of the block, [blocks]
+
+
 class _Joined(NamedTuple):
     """The filters of all layers of one kernel size, one after the other."""
 
@@ -106,18 +115,30 @@ class _Joined(NamedTuple):
 
     def choose(self, prices: Tensor) -> _Choice:
         """Choose each filter's rectangle, at the price of a stripe in each layer, [layers]."""
-        layer = torch.arange(len(self.names), device=self.worth.device).repeat_interleave(self.filters)
-        values = self.worth - prices.to(self.worth)[layer, None] * self.sizes
-        order = self._sort(values, layer, _share(values, self.filters))
-        sums = values.new_zeros(int(self.blocks.sum()), len(self.sizes)).index_add_(0, self.block, values[order])
-        sums[self._find_strongest(sums), 0] = -torch.inf
-        which = _share(sums, self.blocks)
-        price = prices.to(sums).repeat_interleave(self.blocks)
-        count = self.sizes[which] * self.block.bincount()
-        squares = sums.gather(1, which[:, None])[:, 0] / count.clamp(min=1) + price
+        blocks = self._form_blocks(prices)
+        price = prices.to(blocks.values).repeat_interleave(self.blocks)
+        own = blocks.values.gather(1, blocks.rectangles[:, None])[:, 0]
+        squares = own / blocks.stripes.clamp(min=1) + price
         magnitudes = torch.where(squares > price, squares, FAR * price).sqrt()
-        back = torch.empty_like(order).scatter_(0, order, self.block)
-        return _Choice(which[back], magnitudes[back])
+        back = torch.empty_like(blocks.order).scatter_(0, blocks.order, self.block)
+        return _Choice(blocks.rectangles[back], magnitudes[back])
+
+    def count_cost(self, price: Tensor, costs: Tensor) -> int:
+        """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
+        stripes = self._form_blocks(price.expand(len(self.names))).stripes.double()
+        return int((torch.segment_reduce(stripes, "sum", lengths=self.blocks).cpu() * costs).sum())
+
+    def _form_blocks(self, prices: Tensor) -> _Blocks:
+        """Put filters into blocks, and choose a rectangle for each block."""
+        layer = _list_layers(self.filters)
+        values = self.worth - prices.to(self.worth)[layer, None] * self.sizes
+        order = self._sort(values, layer, _share(values, layer, self.filters))
+        layer = _list_layers(self.blocks)
+        sums = values.new_zeros(len(layer), len(self.sizes)).index_add_(0, self.block, values[order])
+        strongest = _sort_in_groups(layer, sums[:, 1:].amax(1))[self.blocks.cumsum(0) - 1]
+        sums[strongest, 0] = -torch.inf  # one of each layer keeps something, whatever it costs
+        which = _share(sums, layer, self.blocks)
+        return _Blocks(order, sums, which, self.sizes[which] * self.block.bincount())
 
     def _sort(self, values: Tensor, layer: Tensor, which: Tensor) -> Tensor:
         """Sort filters by layer, the rectangle that each would take, small ones first, and what it is worth."""
@@ -126,15 +147,10 @@ class _Joined(NamedTuple):
         rank = self.sizes.argsort(stable=True).argsort()
         return _sort_in_groups(layer * len(rank) + rank[which], torch.where(which > 0, own, closed))
 
-    def _find_strongest(self, sums: Tensor) -> Tensor:
-        """Give each layer's block that is worth most, [layers]: it keeps something, whatever it costs."""
-        layer = torch.arange(len(self.names), device=sums.device).repeat_interleave(self.blocks)
-        return _sort_in_groups(layer, sums[:, 1:].amax(1))[self.blocks.cumsum(0) - 1]
 
-    def count_cost(self, price: Tensor, costs: Tensor) -> int:
-        """Give what the stripes in rectangles cost, at one price for the choice and a cost in each layer, [layers]."""
-        sizes = self.sizes[self.choose(price.expand(len(self.names))).rectangles].double()
-        return int((torch.segment_reduce(sizes, "sum", lengths=self.filters).cpu() * costs).sum())
+def _list_layers(lengths: Tensor) -> Tensor:
+    """Give the number of each row's layer, where these have so many rows."""
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
 
 
 def _sort_in_groups(group: Tensor, key: Tensor) -> Tensor:
@@ -143,9 +159,8 @@ def _sort_in_groups(group: Tensor, key: Tensor) -> Tensor:
     return order[group[order].argsort(stable=True)]
 
 
-def _share(values: Tensor, lengths: Tensor) -> Tensor:
+def _share(values: Tensor, layer: Tensor, lengths: Tensor) -> Tensor:
     """Choose few rectangles for the rows of each layer, as many as `lengths` says, by values [rows, rectangles]."""
-    layer = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
     best, which = values[:, 0].clone(), torch.zeros_like(layer)
     for _ in range(min(MOST_SHAPES, values.size(1) - 1)):
         sums = torch.segment_reduce(torch.maximum(values, best[:, None]), "sum", lengths=lengths)
@@ -165,7 +180,7 @@ def _join(layers: Mapping[str, Tensor]) -> dict[tuple[int, ...], _Joined]:
         squares = torch.cat([layers[name].flatten(1).square() for name in names])
         table = list_rectangles(*kernel).to(squares)
         filters = torch.tensor([len(layers[name]) for name in names], device=squares.device)
-        layer = torch.arange(len(names), device=squares.device).repeat_interleave(filters)
+        layer = _list_layers(filters)
         blocks = (filters + VECTOR - 1) // VECTOR
         place = torch.arange(len(layer), device=squares.device) - (filters.cumsum(0) - filters)[layer]
         block = (blocks.cumsum(0) - blocks)[layer] + place // VECTOR

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fxprune.errors import TargetError
+from fxprune.vector_width import VECTOR
 
 Scope = Literal["global", "layer"]
 Cost = Literal["gates", "parameters", "multiply-accumulates", "latency"]
@@ -148,7 +149,7 @@ class Latency(Remaining):
     runtime: str = field(default="ort-cpu", kw_only=True)
     threads: int = field(default=1, kw_only=True)
     batch_size: int = field(default=1, kw_only=True)
-    align: int = field(default=16, kw_only=True)
+    align: int = field(default=VECTOR, kw_only=True)
     cost: ClassVar[Cost] = "latency"
 
     def __post_init__(self) -> None:

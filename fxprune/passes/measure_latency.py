@@ -27,9 +27,7 @@ from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.cost_terms import evaluated_products, make_term, name_of, product_term, units_of
 from fxprune.shadow.ids import Layer, Product, Side
 from fxprune.sharding import on_first_rank
-
-BLOCK = 16
-"""Channels that kernels for wide vectors compute at a time: a width between two multiples takes as long as the next."""
+from fxprune.vector_width import VECTOR
 
 PICOSECONDS = 1_000_000_000
 """In a millisecond."""
@@ -76,8 +74,8 @@ def widen(layer: Layer, channels: Channels, numbers: Tensor, size: int, batch: i
     """Say at which widths a layer is to be timed, with `size` samples instead of `batch`."""
     each = layer.rows.size // layer.groups  # of a group
     loses_groups = layer.groups > 1 and 1 in (each, layer.columns.size)
-    rows = find_width(channels, numbers, layer.rows, math.lcm(BLOCK, each if loses_groups else layer.groups))
-    columns = find_width(channels, numbers, layer.columns, math.ceil(BLOCK / layer.groups))
+    rows = find_width(channels, numbers, layer.rows, math.lcm(VECTOR, each if loses_groups else layer.groups))
+    columns = find_width(channels, numbers, layer.columns, math.ceil(VECTOR / layer.groups))
     samples = max(1, layer.input[0] * size // batch)
     settings = layer.kernel, layer.stride, layer.padding, layer.dilation
     return WideLayer(samples, layer.input[2:], rows, columns, layer.groups, loses_groups, *settings)

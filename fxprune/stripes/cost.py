@@ -12,8 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-VECTOR = 16
-"""How many output channels a processor with AVX-512 computes at a time, in single precision."""
+from fxprune.vector_width import VECTOR
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_activations_go_to_the_convolutions(text: str, op: str, parts: int) -> N
 @pytest.mark.parametrize(
     ("pool", "kept"),
     [
-        ("MaxPool <kernel_shape = [2, 2], strides = [2, 2]>", (2, 2)),
+        (HALVE, (2, 2)),
         ("MaxPool <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 1, 0], ceil_mode = 1>", (3, 4)),
         ("AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], count_include_pad = 1>", (3, 3)),
         ("GlobalMaxPool", (1, 1)),

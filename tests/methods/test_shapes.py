@@ -14,8 +14,8 @@ from fxprune.errors import TargetError
 from fxprune.methods.base import Method
 from fxprune.methods.shapes import MOST_SHAPES, choose_rectangles, list_rectangles, select_rectangle_threshold
 from fxprune.methods.threshold import count_closed
-from fxprune.stripes.cost import VECTOR
 from fxprune.stripes.rectangles import find_hull
+from fxprune.vector_width import VECTOR
 from tests.methods.test_contract import Residual, make_optimizer, train
 
 METHODS = [
