@@ -8,17 +8,19 @@ from typing import Any
 
 from torch import Tensor, fx
 
-GRAPH_FILE = "<fxprune graph>"
-"""What stands for a file in the tracebacks of compiled graphs."""
+from fxprune.compile_graph import GRAPH_FILE
 
 
-def explain_failure(error: Exception, graph: fx.Graph) -> str:
-    """Say what a graph was doing when it failed: the node and its line of the user's code, or what it takes."""
+def explain_failure(error: Exception, graph: fx.Graph, source: str) -> str:
+    """Say what the code of a graph was doing when it failed: the node and its line of the user's code.
+
+    Where it was not even called, say what it takes.
+    """
     numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == GRAPH_FILE]
     if not numbers or numbers[-1] is None:
         names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
         return f"this model was prepared to be called with ({', '.join(names)}), as its example_inputs were"
-    name = graph.python_code("self").src.splitlines()[numbers[-1] - 1].strip().partition(" = ")[0]
+    name = source.splitlines()[numbers[-1] - 1].strip().partition(" = ")[0]
     where = {node.name: node.meta.get("where") for node in graph.nodes}.get(name)
     return f"raised by {name}, in the model's code at {where or 'a line that is not known'}"
 

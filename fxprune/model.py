@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from fxprune.compile_graph import GraphCode, compile_graph, copy_graph
 from fxprune.conversion_report import Report
 from fxprune.errors import FxpruneError, StateError
-from fxprune.explain import GRAPH_FILE, explain_failure, explain_misfit
+from fxprune.explain import explain_failure, explain_misfit
 from fxprune.latency_trial import LatencyTrial
 from fxprune.masks import Masks
 
@@ -173,7 +174,8 @@ class TracedModel(nn.Module):
     @property
     def forward_signature(self) -> inspect.Signature:
         """What `forward` takes, as the user's model named it."""
-        run = compile_graph(self.graphs.regions[0].eval) if self.user is None else self.user.forward
+        whole = self.graphs.regions[0]
+        run = compile_graph(whole.eval, self).run if self.user is None else self.user.forward
         parameters = list(inspect.signature(run).parameters.values())
         return inspect.Signature(parameters[1:] if self.user is None else parameters)
 
@@ -221,7 +223,7 @@ class TracedModel(nn.Module):
         for name, value in vars(self).items():
             if name not in vars(clone):
                 setattr(clone, name, copy.deepcopy(value, memo))
-        if self.runs[0].run_eval is not None:
+        if self.runs[0].codes:
             clone.compile_graphs()
         memo[id(self)] = clone
         return clone
@@ -238,27 +240,26 @@ class RegionForward:
 
     def __init__(self, model: TracedModel, region: Region) -> None:
         self.model, self.region, self.path = model, region, region.path
-        self.run_eval: Callable[..., Any] | None = None  # compiled when first called
-        self.run_train: Callable[..., Any] | None = None
+        self.codes: dict[bool, GraphCode] = {}  # of training and of evaluation, compiled when first called
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.run_eval is None or self.run_train is None:
+        if not self.codes:
             self.compile()
         training = self.model.get_submodule(self.path).training if self.path else self.model.training
-        run: Any = self.run_train if training else self.run_eval
+        code = self.codes[training]
         if torch.compiler.is_compiling():
-            return run(self.model, *args, **kwargs)
+            return code.run(self.model, *args, **kwargs)
         try:
-            return run(self.model, *args, **kwargs)
+            return code.run(self.model, *args, **kwargs)
         except Exception as error:
-            error.add_note(explain_failure(error, self.region.train if training else self.region.eval))
+            error.add_note(explain_failure(error, self.region.train if training else self.region.eval, code.source))
             raise
 
     def compile(self) -> None:
         """Turn the graphs into functions."""
-        self.run_eval = compile_graph(self.region.eval)
+        evaluated = compile_graph(self.region.eval, self.model)
         shared = self.region.train is self.region.eval
-        self.run_train = self.run_eval if shared else compile_graph(self.region.train)
+        self.codes = {False: evaluated, True: evaluated if shared else compile_graph(self.region.train, self.model)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place
@@ -357,25 +358,6 @@ def in_eval_mode(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
-    """Turn a graph into a function of the model that owns its parameters, and of the graph's inputs."""
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, GRAPH_FILE, "exec"), namespace)
-    return namespace["forward"]  # type: ignore[no-any-return]
-
-
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """Copy a graph node by node; names, metadata and code generation stay."""
-    copied = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        nodes[node] = copied.node_copy(node, lambda n: nodes[n])
-        nodes[node].name = node.name
-    copied._codegen = copy.deepcopy(graph._codegen)
-    return copied
 
 
 def bind_inputs(graph: fx.Graph, inputs: Inputs) -> list[Any]:

@@ -7,49 +7,14 @@ stand between the two and literals lie open; the modules stay where they are and
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from fxprune.layer_functions import LAYERS, PADDING, find_layer
 from fxprune.model import TracedModel
-
-
-def normalise_instances(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Normalise each channel of each image, without statistics to keep."""
-    return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
-
-
-_OPTIONS = ("stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
-
-LAYERS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
-    nn.Conv1d: (F.conv1d, _OPTIONS),
-    nn.Conv2d: (F.conv2d, _OPTIONS),
-    nn.Conv3d: (F.conv3d, _OPTIONS),
-    nn.ConvTranspose1d: (F.conv_transpose1d, _TRANSPOSED),
-    nn.ConvTranspose2d: (F.conv_transpose2d, _TRANSPOSED),
-    nn.ConvTranspose3d: (F.conv_transpose3d, _TRANSPOSED),
-    nn.Linear: (F.linear, ()),
-    nn.LayerNorm: (F.layer_norm, ("eps",)),
-    nn.GroupNorm: (F.group_norm, ("eps",)),
-    nn.RMSNorm: (F.rms_norm, ("eps",)),
-    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), (normalise_instances, ("eps",))),
-    nn.Softmax: (F.softmax, ("dim",)),
-    nn.LogSoftmax: (F.log_softmax, ("dim",)),
-}
-"""Layer types, the function that computes each from (input, weight, bias), and its options in order."""
-
-LEAVES: dict[type[nn.Module], tuple[str, ...]] = {nn.RMSNorm: ("weight",), nn.Softmax: (), nn.LogSoftmax: ()}
-"""Which parameters a layer has, where not a weight and a bias."""
-
-NORMALISED: dict[type[nn.Module], str] = {
-    nn.LayerNorm: "normalized_shape", nn.RMSNorm: "normalized_shape", nn.GroupNorm: "num_groups",
-}  # fmt: skip
-"""What the functions of norms take between the input and the weight."""
-
 
 EXPANDS = ("expand", "expand_as")
 
@@ -102,30 +67,23 @@ def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str
         return
     if getattr(module, "track_running_stats", False):
         return
-    function, option_names = LAYERS[layer]
-    options = [getattr(module, name) for name in option_names]
+    known, x = LAYERS[layer], node.args[0]
+    padded = getattr(module, "padding_mode", "zeros") != "zeros"
     with graph.inserting_before(node):
-        x = node.args[0]
-        if getattr(module, "padding_mode", "zeros") != "zeros":
+        if padded:
             padding = tuple(module._reversed_padding_repeated_twice)
             x = graph.call_function(F.pad, (x, padding), {"mode": module.padding_mode})
             x.meta = dict(node.meta)
-            options[1] = (0,) * len(module.kernel_size)  # padding may be a word
-        leaves = LEAVES.get(layer, ("weight", "bias"))
-        parameters = [get_parameter(graph, node, module, name, names) for name in leaves]
-        extent = [getattr(module, NORMALISED[layer])] if layer in NORMALISED else []
-        opened = graph.call_function(function, (x, *extent, *parameters, *options))
+        parameters = [get_parameter(graph, node, module, name, names) for name in known.parameters]
+        arguments = known.list_arguments(module, x, parameters)
+        if padded:
+            arguments[PADDING] = (0,) * len(module.kernel_size)  # it may be a word
+        opened = graph.call_function(known.function, tuple(arguments))
     opened.meta = dict(node.meta)
     node.replace_all_uses_with(opened)
     name = node.name
     graph.erase_node(node)
     opened.name = name
-
-
-def find_layer(module: nn.Module) -> type[nn.Module] | None:
-    """The layer type that computes this module: its own, or, with parametrizations, the one before them."""
-    kinds = [type(module), type(module).__bases__[0]] if hasattr(module, "parametrizations") else [type(module)]
-    return next((kind for kind in kinds if kind in LAYERS), None)
 
 
 def has_hooks(module: nn.Module) -> bool:

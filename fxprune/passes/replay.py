@@ -40,7 +40,7 @@ def replay(step: Step, model: nn.Module) -> TracedModel:
     except CannotMend as error:
         raise differs(str(error)) from error
     compact.steps = (*(model.steps if isinstance(model, TracedModel) else ()), step)
-    return compact
+    return compact.compile_graphs()
 
 
 def check_structure(step: Rewrite, model: nn.Module) -> None:

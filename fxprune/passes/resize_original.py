@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.errors import IntoError
+from fxprune.layer_functions import find_layer
 from fxprune.model import Graphs, Inputs, Step, TracedModel, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.check_exact import DOUBLE, SINGLE, compare, entries, run_nodes
-from fxprune.passes.decompose import find_layer
 from fxprune.passes.replay import check_structure
 from fxprune.passes.source_lines import find_error
 from fxprune.passes.trace import copy_model, trace_region

@@ -1,0 +1,85 @@
+"""How does a graph become code that runs? With its layers called as layers, so that whoever listens to them hears them.
+
+The analysis needs layers open, as functions of their parameters: `F.conv2d(x, weight, bias, ...)`. Where such a
+function is given exactly what a layer of the model holds, the code calls the layer, with its hooks: tools that count
+operations or collect activations rely on them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+
+from fxprune.layer_functions import LAYERS
+
+GRAPH_FILE = "<fxprune graph>"
+"""What stands for a file in the tracebacks of compiled graphs."""
+
+
+class GraphCode(NamedTuple):
+    """A function of the model that owns the parameters and of the graph's inputs, and its source."""
+
+    run: Callable[..., Any]
+    source: str
+
+
+def compile_graph(graph: fx.Graph, model: nn.Module) -> GraphCode:
+    """Turn a graph over the parameters of a model into code."""
+    code = call_layers(graph, model).python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, GRAPH_FILE, "exec"), namespace)
+    return GraphCode(namespace["forward"], code.src)
+
+
+def call_layers(graph: fx.Graph, model: nn.Module) -> fx.Graph:
+    """Copy a graph, with calls of layers where functions take exactly what layers hold; names stay."""
+    called = copy_graph(graph)
+    for node in list(called.nodes):
+        path = find_called(node, model)
+        if path is not None:
+            with called.inserting_before(node):
+                call = called.call_module(path, node.args[:1])
+            node.replace_all_uses_with(call)
+            name = node.name
+            called.erase_node(node)
+            call.name = name
+    for node in reversed(called.nodes):
+        if node.op == "get_attr" and not node.users:
+            called.erase_node(node)
+    return called
+
+
+def find_called(node: fx.Node, model: nn.Module) -> str | None:
+    """Find the path of the layer that computes what a function in a graph computes."""
+    if node.op != "call_function" or not node.args or node.kwargs:
+        return None
+    read = [argument for argument in node.args[1:] if isinstance(argument, fx.Node) and argument.op == "get_attr"]
+    path = str(read[0].target).rpartition(".")[0] if read else ""
+    module = model.get_submodule(path)
+    layer = LAYERS.get(type(module))
+    if layer is None or node.target is not layer.function or "forward" in vars(module):
+        return None
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return None
+    held = [None if getattr(module, name) is None else f"{path}.{name}" for name in layer.parameters]
+    given = [str(a.target) if isinstance(a, fx.Node) and a in read else a for a in node.args]
+    return path if list(map(plain, given)) == list(map(plain, layer.list_arguments(module, given[0], held))) else None
+
+
+def plain(value: Any) -> Any:
+    """Write a list as a tuple, so that both are equal."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """Copy a graph node by node; names, metadata and code generation stay."""
+    copied = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        nodes[node] = copied.node_copy(node, lambda n: nodes[n])
+        nodes[node].name = node.name
+    copied._codegen = copy.deepcopy(graph._codegen)
+    return copied

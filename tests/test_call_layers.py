@@ -1,0 +1,145 @@
+"""Layers of converted models are called as layers, so that hooks on them run; where they cannot be, nothing changes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import fxprune
+from fxprune.compile_graph import call_layers
+from fxprune.model import TracedModel
+from tests.exactness import close_units, randomise
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+
+
+class Net(nn.Module):
+    """Layers of many kinds: with a stride, in groups, transposed, without a bias, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.scale = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.norm(self.stem(x)).relu())
+        x = self.twice(self.twice(self.up(x)).relu())
+        return self.head(self.scale(x.mean((2, 3))))
+
+
+def listen(model: nn.Module) -> list[str]:
+    """Write down the names of the layers that are called."""
+    heard: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            module.register_forward_hook(lambda module, inputs, output, name=name: heard.append(name))
+    return heard
+
+
+def convert_net(model: nn.Module, x: Tensor) -> TracedModel:
+    prepared = fxprune.prepare(model.eval(), x)
+    close_units(prepared, 0.5)
+    return fxprune.convert(prepared)
+
+
+def test_hooks_on_layers_of_a_converted_model_run() -> None:
+    model, x = Net(), torch.randn(2, 3, 16, 16)
+    randomise(model)
+    compact = convert_net(model, x)
+    assert compact.stem.out_channels < 16
+    heard = listen(compact)
+    compact(x)
+    assert heard == ["stem", "norm", "depthwise", "up", "twice", "twice", "scale", "head"]
+    heard.clear()
+    copied = copy.deepcopy(compact)
+    copied(x)
+    assert len(heard) == 8
+
+
+def test_sizes_that_hooks_see_are_those_of_the_compact_model() -> None:
+    model, x = Net(), torch.randn(2, 3, 16, 16)
+    randomise(model)
+    compact = convert_net(model, x)
+    expected, macs = fxprune.export.count(compact, x[:1]).macs, 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal macs
+        spread = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+        macs += spread.numel() * module.weight[0].numel()
+
+    for module in compact.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            module.register_forward_hook(count)
+    compact(x[:1])
+    assert macs == expected
+
+
+def test_stripes_are_called_as_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
+    with torch.no_grad():
+        model[2].weight[:16, :, (0, 2)] = 0
+    lowered = fxprune.lower_stripes(model, torch.randn(1, 3, 32, 32))
+    heard = listen(lowered)
+    lowered(torch.randn(1, 3, 32, 32))
+    assert heard == ["0", "2.parts.0.0", "2.parts.1.0"]
+
+
+def test_what_a_layer_does_not_compute_alone_stays_a_function() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), weight_norm(nn.Conv2d(4, 4, 1)), nn.Softmax(1)
+    )
+    prepared = fxprune.prepare(model.eval(), x, granularity="weight")
+    graph = call_layers(prepared.plain.regions[0].eval, prepared)
+    assert "call_module" not in {node.op for node in graph.nodes}
+    assert torch.allclose(prepared(x), model(x), atol=1e-6)
+
+
+def test_instance_norms_are_called_with_fewer_channels() -> None:
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 1)),
+        torch.randn(2, 3, 8, 8),
+    )
+    compact = convert_net(model, x)
+    assert compact.get_submodule("1").num_features < 8
+    called = [
+        node.target for node in call_layers(compact.graphs.regions[0].eval, compact).nodes if node.op == "call_module"
+    ]
+    assert called == ["0", "1", "2"]
+
+
+def test_functions_with_other_options_than_the_layer_stay() -> None:
+    class Wider(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.conv.weight, self.conv.bias, (1, 1), (1, 1), (1, 1), 1)
+
+    x = torch.randn(2, 3, 8, 8)
+    traced = fxprune.convert(Wider().eval(), x)
+    heard = listen(traced)
+    assert traced(x).shape == (2, 4, 8, 8)
+    assert not heard
+
+
+def test_masked_layers_stay_functions_and_errors_name_the_line() -> None:
+    x = torch.randn(2, 3, 16, 16)
+    prepared = fxprune.prepare(Net(), x)
+    heard = listen(prepared)
+    prepared(x)
+    assert heard == ["stem", "norm", "depthwise"]  # the gates are on the columns of what stands behind
+    compact = convert_net(Net(), x)
+    with pytest.raises(RuntimeError) as wrong:
+        compact(torch.randn(2, 4, 16, 16))
+    assert "stem" in wrong.value.__notes__[0]
+    assert "test_call_layers.py" in wrong.value.__notes__[0]
