@@ -14,9 +14,7 @@ from torch.utils._pytree import tree_map_only
 from fxprune.check_unchanged import check_unchanged
 from fxprune.conversion_report import Report
 from fxprune.errors import ExactnessError, FxpruneError, TargetError
-from fxprune.export.runtimes.registry import find_runtime
 from fxprune.masks import GRANULARITIES, Granularity, Masks
-from fxprune.meet_latency import meet_latency
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Latency, Sparsity, Target
@@ -106,6 +104,8 @@ def prepare(
     prepared.compile_graphs()
     prepared.whole_heads = heads == "whole"
     if isinstance(target, Latency):
+        from fxprune.meet_latency import meet_latency  # loads ONNX and its runtimes, 50 MB that training does without
+
         prepared.latency = meet_latency(prepared, target, target.share, partial(convert, check=False))
     return prepared
 
@@ -310,6 +310,8 @@ def check_arguments(
                 f"target={target} solves for widths: give granularity='channel', or for {granularity}s another target, "
                 "such as Macs(remaining=0.5), and measure what it gives"
             )
+        from fxprune.export.runtimes.registry import find_runtime
+
         str(find_runtime(target.runtime).name)  # raises where it cannot run
     if shapes not in ("free", "rectangles"):
         raise TargetError(f"shapes={shapes!r}: give 'free' or 'rectangles'")

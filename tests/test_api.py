@@ -289,3 +289,21 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
 def test_any_part_can_be_imported_first(first: str) -> None:
     code = f"import {first}, fxprune; assert callable(fxprune.export.report) and callable(fxprune.export.benchmark)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_training_and_conversion_load_no_runtime() -> None:
+    code = """
+import sys, torch, fxprune
+from torch import nn
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+x = torch.randn(2, 3, 8, 8)
+prepared = fxprune.prepare(model, x, target=fxprune.Macs(remaining=0.5))
+optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+fxprune.Scheduler(prepared, optimizer, total_steps=1)
+prepared(x).sum().backward()
+optimizer.step()
+fxprune.convert(prepared)
+print([name for name in ("onnx", "onnxruntime", "onnxscript", "openvino") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"

@@ -121,7 +121,7 @@ def test_what_layers_do_not_explain_is_measured_and_corrected(
     assert int(costs.cost(open_units(prepared))) / int(costs.total) == pytest.approx(last.measured)
     assert take(runtime, fxprune.convert(prepared), folder) / last.dense == pytest.approx(last.measured)
 
-    monkeypatch.setattr("fxprune.api.meet_latency", lambda *arguments: ())  # another machine
+    monkeypatch.setattr("fxprune.meet_latency.meet_latency", lambda *arguments: ())  # another machine
     other = fxprune.prepare(model, inputs, target=target)
     assert int(costs_of(other).total) != int(costs.total)
     other.load_state_dict(prepared.state_dict())
@@ -162,7 +162,7 @@ class Attention(nn.Module):
 def test_all_parts_add_up_to_the_whole(runtime: FormulaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = 10**15
     monkeypatch.setattr(measure_latency, "time_whole", lambda model, target: whole)
-    monkeypatch.setattr("fxprune.api.meet_latency", lambda *arguments: ())
+    monkeypatch.setattr("fxprune.meet_latency.meet_latency", lambda *arguments: ())
     target = fxprune.Latency(remaining=0.5, runtime="formula", align=8)
     costs = costs_of(fxprune.prepare(build(Attention()), torch.randn(IMAGES), target=target))
     assert int(costs.total) == pytest.approx(whole, rel=1e-3)

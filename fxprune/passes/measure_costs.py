@@ -22,7 +22,6 @@ from fxprune.model import TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
 from fxprune.passes.cost_terms import evaluated_products, list_parameter_terms, list_parameters, product_term
 from fxprune.passes.exclude import find_excluded
-from fxprune.passes.measure_latency import measure_latency_terms
 
 
 def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, target: Target) -> UnitCosts:
@@ -40,6 +39,8 @@ def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, 
         terms = [product_term(channels, numbers, product) for product in evaluated_products(model, channels)]
         total = sum(product.macs for product in evaluated_products(model, channels))
     elif isinstance(target, Latency):
+        from fxprune.passes.measure_latency import measure_latency_terms  # loads ONNX and its runtimes
+
         terms = measure_latency_terms(model, channels, numbers, target)
     made = {name: numbers[channels.units_along(name, rows)] for name, rows in channels.weights.items()}
     own = torch.full((int(numbers.max()) + 1,), math.nan, dtype=torch.float64)
