@@ -154,7 +154,7 @@ def cannot_run(model: nn.Module, error: Exception) -> TraceError:
     mode = "training" if model.training else "eval"
     first = (str(error) or type(error).__name__).splitlines()[0]
     return TraceError(
-        f"{type(model).__name__} does not run on the example inputs in {mode} mode: {first} ({find_error(error)}); "
+        f"{model._get_name()} does not run on the example inputs in {mode} mode: {first} ({find_error(error)}); "
         "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
     )
 

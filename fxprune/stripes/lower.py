@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.api import convert, find_inputs
+from fxprune.api import convert, find_inputs, fit_inputs
 from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.export.pin_cores import require_cores
 from fxprune.export.runtimes.interface import Runtime
 from fxprune.export.runtimes.registry import find_runtime
 from fxprune.inspection.costs import batch_of
-from fxprune.model import Inputs, PreparedModel, TracedModel, describe_tensors, find_tensor
+from fxprune.model import Inputs, PreparedModel, TracedModel, describe_tensors, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, analyse
 from fxprune.passes.check_exact import is_rounding
+from fxprune.passes.trace import cannot_run
 from fxprune.stripes.cost import CPU, CostModel
 from fxprune.stripes.free_order import find_free, permute_units
 from fxprune.stripes.lowering import KINDS, Kind, Layer, Lowering
@@ -66,18 +67,31 @@ def lower_stripes(
 
     Raises:
         FxpruneError: the model has masks still, or an argument is of the wrong kind.
+        TraceError: the model does not run on the inputs.
         ExactnessError: the outputs differ by more than rounding.
         ExportError: the runtime cannot run the model, or there are more threads than cores.
     """
     check_arguments(model, runtime, threads, kinds)
     inputs = find_inputs(model, example_inputs)
-    source = model if isinstance(model, TracedModel) else convert(model, example_inputs)
+    source = take_inputs(model, inputs) if isinstance(model, TracedModel) else convert(model, example_inputs)
     used = find_runtime(runtime) if isinstance(runtime, str) else runtime
     choice = Choice(cost, tuple(kinds), used, threads)
     lowered, step = lower_once(source, inputs, choice, set())
     if used is not None:
         lowered, step = win_race(source, inputs, choice, lowered, step, used)
     return record(lowered, step)
+
+
+def take_inputs(model: TracedModel, inputs: Inputs) -> TracedModel:
+    """Copy a converted model for these inputs, at whose sizes its layers are to be fast."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
+        try:
+            model(*inputs[0], **inputs[1])
+        except Exception as error:
+            raise cannot_run(model, error) from error
+    source = copy.deepcopy(model)
+    fit_inputs(source, inputs, floats=False)
+    return source
 
 
 def check_arguments(model: object, runtime: object, threads: int, kinds: Collection[Kind]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 import fxprune
 import fxprune.stripes.lower as module
+from fxprune.errors import TraceError
 from fxprune.layer_times.graph import Convolution, LayerGraph
 from fxprune.stripes.lowering import Kind, Layer, Lowering, list_graphs
 from fxprune.stripes.module import StripeConv2d
@@ -119,3 +120,31 @@ def test_the_runtime_at_hand_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = lowered.lowered.layers.values()
     assert all(layer.measured is not None and min(layer.measured) >= 0 for layer in layers)
     torch.testing.assert_close(lowered(X), model(X), rtol=1e-4, atol=1e-4)
+
+
+def test_a_converted_model_is_timed_at_the_size_of_the_inputs_that_are_given(
+    monkeypatch: pytest.MonkeyPatch, block: nn.Module
+) -> None:
+    pretend(monkeypatch, [0.5])
+    sizes: set[tuple[int, ...]] = set()
+    pretended = module.time_lowerings
+
+    def time_lowerings(layer: Layer, lowerings: list[Lowering], *rest: object) -> list[float]:
+        sizes.update((shape[0], *shape[2:]) for shape in layer.inputs)
+        return pretended(layer, lowerings, *rest)
+
+    monkeypatch.setattr(module, "time_lowerings", time_lowerings)
+    model = nn.Sequential(block.stem, nn.ReLU(), block.first, nn.ReLU(), block.second)
+    compact = fxprune.convert(model, X)
+    given = torch.randn(3, 3, 24, 24)
+    lowered = fxprune.lower_stripes(compact, given, runtime="ort-cpu", cost=EAGER)
+    assert {size[0] for size in sizes} == {3}
+    assert max(size[1] for size in sizes) == 24
+    assert lowered.graphs.regions[0].inputs[0][0].shape == given.shape
+    assert compact.graphs.regions[0].inputs[0][0].shape == X.shape
+
+
+def test_inputs_that_a_converted_model_does_not_take_are_refused(block: nn.Module) -> None:
+    compact = fxprune.convert(block, X)
+    with pytest.raises(TraceError, match=r"Block does not run on the example inputs in eval mode.*pass example_inputs"):
+        fxprune.lower_stripes(compact, torch.randn(2, 5, 8, 8))
