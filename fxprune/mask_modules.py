@@ -1,5 +1,7 @@
 """What does a masked weight become? The modules that stand in a graph between a parameter and the op that uses it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
@@ -58,8 +60,12 @@ class WeightMask(nn.Module):
         refuse_piece(weight, self.parameter)
         if self.variable is not None and self.progress is not None:
             return self.method.mask(weight, self.variable, self.threshold, self.progress, self.training)
-        is_open = self._is_open(weight) if self.closed_gradient != 1 else None
-        return straight_through(weight, self._mask(weight), is_open, self.closed_gradient)
+        masked = self._mask(weight)
+        if self.closed_gradient == 1:
+            return straight_through(weight, masked)
+        if self.kept is not None or self.shared:
+            return straight_through(weight, masked, self._is_open(weight), self.closed_gradient)
+        return straight_through(weight, masked, theta=self.closed_gradient, threshold=self.threshold)
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> Tensor:
@@ -161,8 +167,8 @@ class UnitMask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         refuse_piece(weight, self.parameter)
         gate = self._along(weight, self.gate)
-        is_open = gate > 0 if self.closed_gradient != 1 else None
-        return straight_through(weight, weight.detach() * gate.to(weight.dtype), is_open, self.closed_gradient)
+        masked = weight.detach() * gate.to(weight.dtype)
+        return straight_through(weight, masked, gate if self.closed_gradient != 1 else None, self.closed_gradient)
 
     def scatter(self, gates: Tensor) -> None:
         """Take the gates of this weight's units out of those of all units."""
@@ -196,31 +202,39 @@ class Alive(nn.Module):
         self.open.copy_(_gather(gates, self.index) > 0)
 
 
-def straight_through(weight: Tensor, masked: Tensor, is_open: Tensor | None, theta: float) -> Tensor:
-    """Give `masked` in the forward; in the backward hand its gradient to `weight`, times theta where not open.
+def straight_through(
+    weight: Tensor, masked: Tensor, gates: Tensor | None = None, theta: float = 1.0, threshold: Tensor | None = None
+) -> Tensor:
+    """Give `masked` in the forward; in the backward hand its gradient to `weight`, times theta where gates are 0.
 
-    `is_open` is bool and broadcasts to the weight; None passes the whole gradient and saves nothing.
+    `gates` broadcast to the weight. Where a `threshold` is given instead, `masked` stands for them, which the op that
+    uses it saves anyway: it is 0 where they are, or where a weight is, which no threshold above 0 leaves open. With
+    neither, the whole gradient passes, and nothing is saved.
     """
-    result: Tensor = _StraightThrough.apply(weight, masked, is_open, theta)
+    result: Tensor = _StraightThrough.apply(weight, masked, gates, theta, threshold)
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(weight: Tensor, masked: Tensor, is_open: Tensor | None, theta: float) -> Tensor:
+    def forward(
+        weight: Tensor, masked: Tensor, gates: Tensor | None, theta: float, threshold: Tensor | None
+    ) -> Tensor:  # fmt: skip
         return masked.view_as(masked)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
-        ctx.save_for_backward(*([] if inputs[2] is None else [inputs[2]]))
-        ctx.theta = inputs[3]  # type: ignore[attr-defined]
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, masked, gates, ctx.theta, threshold = inputs  # type: ignore[attr-defined]
+        ctx.save_for_backward(gates if threshold is None else masked, threshold)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        for is_open in ctx.saved_tensors:  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gates, threshold = ctx.saved_tensors  # type: ignore[attr-defined]
+        if gates is not None:
             theta: float = ctx.theta  # type: ignore[attr-defined]
+            is_open = gates != 0 if threshold is None else (gates != 0).logical_or_(threshold <= 0)
             gradient = torch.where(is_open, gradient, theta * gradient if theta else 0.0)
-        return gradient.view_as(gradient), None, None, None  # a view is taken over as weight.grad without a copy
+        return gradient.view_as(gradient), None, None, None, None  # a view becomes weight.grad without a copy
 
 
 def _mean_along(values: Tensor, dim: int) -> Tensor:

@@ -14,6 +14,7 @@ from fxprune.mask_modules import UnitMask, WeightMask
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
+from fxprune.methods.gmp import GMP
 from fxprune.methods.scores import Slice
 from fxprune.methods.st3 import ST3
 from fxprune.methods.targets import Sparsity
@@ -117,6 +118,15 @@ def test_a_weights_gradient_passes_whole_or_by_theta_where_closed(theta: float) 
         refreshed_mask(method, weight.detach(), 0.7, theta)(weight).backward(upstream)
         assert weight.grad is not None
         assert torch.equal(weight.grad, torch.where(weight.abs() > 0.7, upstream, theta * upstream))
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.5])
+def test_weights_of_zero_learn_before_there_is_a_threshold(theta: float) -> None:
+    weight = torch.tensor([[0.0, 2.0, -0.5]], requires_grad=True)
+    for threshold, factor in ((0.0, 1.0), (1.0, theta)):
+        weight.grad = None
+        refreshed_mask(GMP(sticky=False), weight.detach(), threshold, theta)(weight).sum().backward()
+        assert weight.grad.tolist() == [[factor, 1.0, factor]]
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.5])
@@ -280,8 +290,9 @@ def test_a_mask_saves_nothing_for_a_straight_gradient() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         refreshed_mask(Feather(), weight.detach(), 0.5)(weight)
         assert not saved
-        refreshed_mask(Feather(), weight.detach(), 0.5, theta=0.5)(weight)
-    assert [tensor.dtype for tensor in saved] == [torch.bool]
+        masked = refreshed_mask(Feather(), weight.detach(), 0.5, theta=0.5)(weight)
+    assert [tensor.numel() for tensor in saved] == [600, 1]  # what the op that uses it saves anyway, and the threshold
+    assert saved[0].data_ptr() == masked.data_ptr()
 
 
 def test_parameter_names_are_listed_once() -> None:
