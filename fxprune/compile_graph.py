@@ -8,7 +8,7 @@ operations or collect activations rely on them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -20,28 +20,38 @@ GRAPH_FILE = "<fxprune graph>"
 
 
 class GraphCode(NamedTuple):
-    """A function of the model that owns the parameters and of the graph's inputs, and its source."""
+    """A function of the model that owns the parameters and of the graph's inputs, its source, and what it calls."""
 
     run: Callable[..., Any]
     source: str
+    layers: Mapping[str, str]  # the paths of the layers that are called, by the names of the nodes
 
 
-def compile_graph(graph: fx.Graph, model: nn.Module) -> GraphCode:
-    """Turn a graph over the parameters of a model into code."""
-    code = call_layers(graph, model).python_code("self")
+def compile_graph(graph: fx.Graph, model: nn.Module, layers: Mapping[str, str] | None = None) -> GraphCode:
+    """Turn a graph over the parameters of a model into code.
+
+    A copy of a model calls the `layers` that the model calls, whatever its owner has made of them since.
+    """
+    layers = find_layers(graph, model) if layers is None else layers
+    code = call_layers(graph, layers).python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, GRAPH_FILE, "exec"), namespace)
-    return GraphCode(namespace["forward"], code.src)
+    return GraphCode(namespace["forward"], code.src, layers)
 
 
-def call_layers(graph: fx.Graph, model: nn.Module) -> fx.Graph:
-    """Copy a graph, with calls of layers where functions take exactly what layers hold; names stay."""
+def find_layers(graph: fx.Graph, model: nn.Module) -> dict[str, str]:
+    """Find the functions that take exactly what layers of the model hold: paths by the names of the nodes."""
+    found = {node.name: find_called(node, model) for node in graph.nodes}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def call_layers(graph: fx.Graph, layers: Mapping[str, str]) -> fx.Graph:
+    """Copy a graph, with calls of layers in the place of these nodes, under their names."""
     called = copy_graph(graph)
     for node in list(called.nodes):
-        path = find_called(node, model)
-        if path is not None:
+        if node.name in layers:
             with called.inserting_before(node):
-                call = called.call_module(path, node.args[:1])
+                call = called.call_module(layers[node.name], node.args[:1])
             node.replace_all_uses_with(call)
             name = node.name
             called.erase_node(node)

@@ -174,8 +174,9 @@ class TracedModel(nn.Module):
     @property
     def forward_signature(self) -> inspect.Signature:
         """What `forward` takes, as the user's model named it."""
-        whole = self.graphs.regions[0]
-        run = compile_graph(whole.eval, self).run if self.user is None else self.user.forward
+        if self.user is None and not self.runs[0].codes:
+            self.runs[0].compile()
+        run = self.runs[0].codes[False].run if self.user is None else self.user.forward
         parameters = list(inspect.signature(run).parameters.values())
         return inspect.Signature(parameters[1:] if self.user is None else parameters)
 
@@ -216,16 +217,16 @@ class TracedModel(nn.Module):
         return shell
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
-        clone = type(self).__new__(type(self))
+        clone = memo[id(self)] = type(self).__new__(type(self))
         shell = self.copy_shell(memo)
         TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
         clone.steps = self.steps
         for name, value in vars(self).items():
             if name not in vars(clone):
                 setattr(clone, name, copy.deepcopy(value, memo))
-        if self.runs[0].codes:
-            clone.compile_graphs()
-        memo[id(self)] = clone
+        for own, its in zip(self.runs, clone.runs, strict=True):
+            if own.codes:
+                its.compile({training: code.layers for training, code in own.codes.items()})
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
@@ -255,11 +256,12 @@ class RegionForward:
             error.add_note(explain_failure(error, self.region.train if training else self.region.eval, code.source))
             raise
 
-    def compile(self) -> None:
-        """Turn the graphs into functions."""
-        evaluated = compile_graph(self.region.eval, self.model)
-        shared = self.region.train is self.region.eval
-        self.codes = {False: evaluated, True: evaluated if shared else compile_graph(self.region.train, self.model)}
+    def compile(self, layers: Mapping[bool, Mapping[str, str]] | None = None) -> None:
+        """Turn the graphs into functions; a copy's call the `layers` that those of the original call, by mode."""
+        layers, train = layers or {}, self.region.train
+        code = compile_graph(self.region.eval, self.model, layers.get(False))
+        shared = train is self.region.eval
+        self.codes = {False: code, True: code if shared else compile_graph(train, self.model, layers.get(True))}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place

@@ -1,6 +1,8 @@
 """Layers of converted models are called as layers, so that hooks on them run; where they cannot be, nothing changes."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
-from fxprune.compile_graph import call_layers
+from fxprune.compile_graph import find_layers
 from fxprune.model import TracedModel
 from tests.exactness import close_units, randomise
 
@@ -98,8 +100,7 @@ def test_what_a_layer_does_not_compute_alone_stays_a_function() -> None:
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), weight_norm(nn.Conv2d(4, 4, 1)), nn.Softmax(1)
     )
     prepared = fxprune.prepare(model.eval(), x, granularity="weight")
-    graph = call_layers(prepared.plain.regions[0].eval, prepared)
-    assert "call_module" not in {node.op for node in graph.nodes}
+    assert not find_layers(prepared.plain.regions[0].eval, prepared)
     assert torch.allclose(prepared(x), model(x), atol=1e-6)
 
 
@@ -110,9 +111,7 @@ def test_instance_norms_are_called_with_fewer_channels() -> None:
     )
     compact = convert_net(model, x)
     assert compact.get_submodule("1").num_features < 8
-    called = [
-        node.target for node in call_layers(compact.graphs.regions[0].eval, compact).nodes if node.op == "call_module"
-    ]
+    called = list(find_layers(compact.graphs.regions[0].eval, compact).values())
     assert called == ["0", "1", "2"]
 
 
@@ -143,3 +142,58 @@ def test_masked_layers_stay_functions_and_errors_name_the_line() -> None:
         compact(torch.randn(2, 4, 16, 16))
     assert "stem" in wrong.value.__notes__[0]
     assert "test_call_layers.py" in wrong.value.__notes__[0]
+
+
+class Doubled(nn.Conv2d):
+    """Computes something else than its type says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Wrapped(nn.Module):
+    """A layer with an adapter beside it, as LoRA has it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.beside = layer, nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.beside(x)
+
+
+def widen(compact: TracedModel) -> None:
+    compact.scale.eps = 0.5
+
+
+def double(compact: TracedModel) -> None:
+    old = compact.stem
+    compact.stem = Doubled(3, old.out_channels, 3, stride=2, padding=1).double()
+
+
+def wrap(compact: TracedModel) -> None:
+    compact.head = Wrapped(compact.head).double()
+
+
+@pytest.mark.parametrize("change", [widen, double, wrap])
+def test_copies_follow_what_the_owner_makes_of_a_layer(change: Callable[[TracedModel], None], tmp_path: Path) -> None:
+    model, x = Net().double(), torch.randn(2, 3, 16, 16).double()
+    randomise(model)
+    compact = convert_net(model, x)
+    before = compact(x)
+    change(compact)
+    after = compact(x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(copy.deepcopy(compact)(x), after)
+    torch.testing.assert_close(copy.deepcopy(copy.deepcopy(compact))(x), after)
+    torch.testing.assert_close(fxprune.convert(compact, x)(x), after)
+    fxprune.export.to_onnx(compact.float(), x.float(), tmp_path / "changed.onnx")
+
+
+def test_a_model_that_holds_a_method_of_its_own_is_copied() -> None:
+    x = torch.randn(2, 3, 16, 16)
+    compact = convert_net(Net(), x)
+    compact.own = compact.forward
+    copied = copy.deepcopy(compact)
+    assert copied.own.__self__ is copied
+    assert torch.equal(copied(x), compact(x))

@@ -48,12 +48,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def is_plain(nodes: list[fx.Node]) -> bool:
-    """Whether convolutions have numbers for options, all the same, and a parameter or nothing for bias."""
+    """Whether convolutions have numbers for options and a parameter or nothing for bias, all the same."""
     options = [{name: arguments(node)[name] for name in PARAMETERS[3:]} for node in nodes]
     biases = [arguments(node)["bias"] for node in nodes]
     symbolic = any(isinstance(leaf, fx.Node) for node in nodes for leaf in node.all_input_nodes[3:])
     stored = all(bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr") for bias in biases)
-    return not symbolic and stored and all(each == options[0] for each in options)
+    names = {str(bias.target) if isinstance(bias, fx.Node) else None for bias in biases}
+    return not symbolic and stored and len(names) == 1 and all(each == options[0] for each in options)
 
 
 def replace_convolution(model: TracedModel, name: str, nodes: list[fx.Node], lowering: Lowering) -> None:

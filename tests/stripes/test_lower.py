@@ -203,3 +203,15 @@ def test_wrong_arguments_are_refused(given: dict[str, Any], words: str) -> None:
 def test_a_file_is_refused() -> None:
     with pytest.raises(FxpruneError, match=r"takes a module, not 'model\.onnx'"):
         fxprune.lower_stripes("model.onnx")  # type: ignore[arg-type]
+
+
+def test_tied_kernels_with_biases_of_their_own_stay_as_they_are() -> None:
+    model = randomise(
+        nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *(nn.Conv2d(32, 32, 3, padding=1) for _ in range(2)))
+    )
+    model[2].weight = model[1].weight
+    kill_stripes(model, 0.6, patterns=3)
+    x = torch.randn(2, 3, 16, 16)
+    lowered = fxprune.lower_stripes(model, x)
+    assert list(lowered.lowered.layers) == ["0.weight"]
+    torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-4)
