@@ -73,7 +73,7 @@ def lower_stripes(
     """
     check_arguments(model, runtime, threads, kinds)
     inputs = find_inputs(model, example_inputs)
-    source = take_inputs(model, inputs) if isinstance(model, TracedModel) else convert(model, example_inputs)
+    source = require_runs(model, inputs) if isinstance(model, TracedModel) else convert(model, example_inputs)
     used = find_runtime(runtime) if isinstance(runtime, str) else runtime
     choice = Choice(cost, tuple(kinds), used, threads)
     lowered, step = lower_once(source, inputs, choice, set())
@@ -82,16 +82,14 @@ def lower_stripes(
     return record(lowered, step)
 
 
-def take_inputs(model: TracedModel, inputs: Inputs) -> TracedModel:
-    """Copy a converted model for these inputs, at whose sizes its layers are to be fast."""
+def require_runs(model: TracedModel, inputs: Inputs) -> TracedModel:
+    """Return a converted model that takes these inputs; raises TraceError where it does not."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
         try:
             model(*inputs[0], **inputs[1])
         except Exception as error:
             raise cannot_run(model, error) from error
-    source = copy.deepcopy(model)
-    fit_inputs(source, inputs, floats=False)
-    return source
+    return model
 
 
 def check_arguments(model: object, runtime: object, threads: int, kinds: Collection[Kind]) -> None:
@@ -162,6 +160,7 @@ def find_gains(step: StripeStep) -> dict[str, float]:
 def lower_once(source: TracedModel, inputs: Inputs, choice: Choice, kept: set[str]) -> tuple[TracedModel, StripeStep]:
     """Lower a copy of a model, and say what was done; the weights in `kept` stay as they are."""
     lowered = copy.deepcopy(source)
+    fit_inputs(lowered, inputs, floats=False)  # at their sizes its layers are to be fast
     layers = choose_layers(lowered, analyse(lowered, constants=False), choice, kept)
     replace_layers(lowered, {name: layer.lowering for name, layer in layers.items() if layer.lowering.parts})
     check_lowered(source, lowered, inputs)
