@@ -18,6 +18,10 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.parameters_before:,} parameters became {self.parameters_after:,}"]
         lines += [f"{self.units_removed:,} units went"]
+        if not self.units_removed and not self.kept:
+            lines[-1] += (
+                ": none is closed as a whole (fxprune.Scheduler closes more as training goes on, fxprune.prune at once)"
+            )
         lines += [f"{count:,} closed units stay: {reason}" for reason, count in self.kept.items()]
         checked = (
             f"largest difference {self.error:.1e} of the outputs' range" if self.error is not None else "not checked"

@@ -148,6 +148,8 @@ class Masks(nn.Module):
     def settings(self) -> str:
         """Method, target and granularity in words, the same in every process."""
         text = f"method={self.method}, target={self.target!r}, granularity={self.granularity!r}"
+        if self.rectangles:
+            text += ", shapes='rectangles'"
         return re.sub(" at 0x[0-9a-f]+", "", text)  # of a predicate among the target's overrides
 
     @torch.no_grad()

@@ -108,6 +108,7 @@ def test_a_second_scheduler_on_the_same_optimizer_is_refused() -> None:
         ({"target": fxprune.Sparsity(0.9)}, r"masked=0\.9"),
         ({"granularity": "weight"}, r"granularity='weight'"),
         ({"granularity": "channel"}, r"granularity='channel'"),
+        ({"shapes": "rectangles"}, r"shapes='rectangles'"),
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])

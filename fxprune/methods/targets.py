@@ -74,7 +74,7 @@ class Sparsity(Target):
     def __post_init__(self) -> None:
         if not is_number(self.masked) or not 0 < self.masked < 1:
             raise TargetError(
-                f"Sparsity({self.masked}) is the share to be masked and lies between 0 and 1, both excluded; "
+                f"Sparsity({self.masked!r}) is the share to be masked and lies between 0 and 1, both excluded; "
                 "half of the channels is Sparsity(0.5)"
             )
         super().__post_init__()
@@ -99,7 +99,7 @@ class Remaining(Target):
     def __post_init__(self) -> None:
         if not is_number(self.remaining) or not 0 < self.remaining < 1:
             raise TargetError(
-                f"{type(self).__name__}(remaining={self.remaining}) is the share of the {self.cost} that stays and "
+                f"{type(self).__name__}(remaining={self.remaining!r}) is the share of the {self.cost} that stays and "
                 f"lies between 0 and 1, both excluded; half of them is {type(self).__name__}(remaining=0.5)"
             )
         super().__post_init__()

@@ -126,18 +126,18 @@ def check_reach_of_units(costs: UnitCosts) -> None:
 def check_reach(target: Target, least: int, total: int, shares: Mapping[str, float] | None = None) -> None:
     """Refuse a target that cannot be met, where at the least so much of the `total` cost remains.
 
-    `shares` say which layers have it, the largest first.
+    `shares` say which layers have it, the largest first, where it is channels that close.
     """
     if least <= total - count_closed(total, target.share):
         return
-    floor = f"at channel granularity at least {target.least} of each group of channels stays"
-    if target.align > 1:
-        floor += f", in multiples of {target.align}"
-    counts = "" if isinstance(target, Latency) else f"{least:,} of {total:,}; "  # a time is known as a share alone
+    counts = [] if isinstance(target, Latency) else [f"{least:,} of {total:,}"]  # a time is known as a share alone
+    if shares is not None:
+        steps = f", in multiples of {target.align}" if target.align > 1 else ""
+        counts += [f"at least {target.least} of each group of channels stays{steps}"]
     largest = [f"{name} ({share:.0%})" for name, share in (shares or {}).items() if name][:3]
     where = f", most of it in {', '.join(largest)}" if largest else ""
     raise TargetError(
         f"{target} cannot be reached: with everything closed that may close {least / total:.2%} of the {target.cost} "
-        f"remain ({counts}{floor}){where}; ask for less, or leave fewer layers out by exclude, align, least or "
+        f"remain ({'; '.join(counts)}){where}; ask for less, or leave fewer layers out by exclude, align, least or "
         "overrides"
     )

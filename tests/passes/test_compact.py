@@ -122,6 +122,11 @@ def test_a_compact_model_trains_on_is_copied_and_converted_again() -> None:
     assert relative_error(again, smaller, varied_images(4, 3, 15)) < 1e-12
 
 
+def test_a_conversion_before_anything_closed_says_so() -> None:
+    assert "none is closed as a whole" in str(fxprune.convert(prepare_closed(share=0.0)).report)
+    assert "none is closed" not in str(fxprune.convert(prepare_closed()).report)
+
+
 def test_everything_closed_still_converts() -> None:
     prepared = prepare_closed(share=1.1)
     compact = fxprune.convert(prepared)
