@@ -1,8 +1,8 @@
-"""Where may a unit's gate sit while it trains? The three exact places, each as a change of a prepared model's graphs.
+"""Where may a unit's gate sit while it trains, and does it learn while closed? Each as a change of a prepared model.
 
-`columns` is what fxprune.prepare makes: the columns of the contractions that read a unit. The others close the same
-units by the same thresholds. What they train is read, at the end, by a model that is prepared in the ordinary way; in
-a network of convolutions, batch norms, sums and ReLUs the two compute the same.
+`columns` is what fxprune.prepare makes: the columns of the contractions that read a unit, which rest while it is
+closed. The others close the same units by the same thresholds. What they train is read, at the end, by a model that is
+prepared in the ordinary way; in a network of convolutions, batch norms, sums and ReLUs the two compute the same.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.mask_modules import UnitMask
+from fxprune.mask_modules import UnitMask, straight_through
 from fxprune.model import PreparedModel, find_parts
 
 
 def gate_columns(prepared: PreparedModel) -> None:
     """Leave the gates on the columns of the weights that read a unit."""
+
+
+def let_closed_learn(prepared: PreparedModel) -> None:
+    """Leave the gates on the columns, and let the columns of closed units learn as if they were open."""
+    for mask in prepared.fxprune.unit_masks.values():
+        mask.__class__ = LearningMask
 
 
 def gate_norms(prepared: PreparedModel) -> None:
@@ -28,7 +34,7 @@ def gate_norms(prepared: PreparedModel) -> None:
         path, _, name = slice_.parameter.rpartition(".")
         norm = prepared.get_submodule(path)
         if isinstance(norm, nn.BatchNorm2d) and name == "weight":
-            scale, shift = (UnitMask(f"{path}.{each}", 0, slice_.index, masks.closed_gradient) for each in NORMS)
+            scale, shift = (UnitMask(f"{path}.{each}", 0, slice_.index) for each in NORMS)
             norm.__class__ = GatedNorm
             norm.gates = (scale, shift)  # no submodules: they belong to the masks
             masks.unit_masks.update({f"{number}-scale": scale, f"{number}-shift": shift})
@@ -44,8 +50,7 @@ def gate_norms(prepared: PreparedModel) -> None:
 
 def gate_activations(prepared: PreparedModel) -> None:
     """Move the gates to the channels that a contraction reads: a + stop_gradient((h - 1) * a)."""
-    for mask in prepared.fxprune.unit_masks.values():
-        mask.closed_gradient = 1.0
+    let_closed_learn(prepared)
     for graph in prepared.graphs:
         for node in find_masks(graph):
             for reader in list(node.users):
@@ -59,10 +64,18 @@ def gate_activations(prepared: PreparedModel) -> None:
 
 PLACEMENTS: dict[str, Callable[[PreparedModel], None]] = {
     "columns": gate_columns,
+    "learning columns": let_closed_learn,
     "norms": gate_norms,
     "activations": gate_activations,
 }
 NORMS = ("weight", "bias")
+
+
+class LearningMask(UnitMask):
+    """A mask of units whose gradient passes straight through, that of closed ones, too."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return straight_through(weight, weight.detach() * self._along(weight, self.gate).to(weight.dtype))
 
 
 class GatedNorm(nn.BatchNorm2d):

@@ -91,14 +91,6 @@ class Scored(fxprune.Feather):
         return self.score(parameters, slices, units)
 
 
-@dataclass(frozen=True)
-class Sticky(fxprune.Feather):
-    """Feather whose closed units receive no gradient, so that hardly one opens again."""
-
-    def closed_gradient(self, sparsity: float) -> float:
-        return 0.0
-
-
 class Candidate(NamedTuple):
     """One way of pruning; a method of None is Torch-Pruning."""
 
@@ -112,7 +104,7 @@ CANDIDATES = (
     Candidate("ST3", fxprune.ST3()),
     Candidate("GMP", fxprune.GMP()),
     Candidate("Torch-Pruning, group norm", None),
-    Candidate("Feather, closed units do not learn", Sticky()),
+    Candidate("Feather, closed units learn", fxprune.Feather(), "learning columns"),
     Candidate("Feather, gates on norms", fxprune.Feather(), "norms"),
     Candidate("Feather, gates on activations", fxprune.Feather(), "activations"),
     Candidate("Feather, score of columns", Scored(score=columns_only)),

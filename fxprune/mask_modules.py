@@ -147,7 +147,7 @@ class WeightMask(nn.Module):
 
 
 class UnitMask(nn.Module):
-    """One gate per index of a weight's dimension `dim`: q = w * gate, the gate taking no part in the gradient.
+    """One gate per index of a weight's dimension `dim`: q = w * gate, with the gradient dL/dw = dL/dq, or 0 if closed.
 
     Buffer `gate` [size of dim]: 0 is closed; for methods that rescale it contains the layer's factor c. `index` says
     to which unit each index belongs; those with -1 are never closed.
@@ -156,19 +156,17 @@ class UnitMask(nn.Module):
     gate: Tensor
     index: Tensor
 
-    def __init__(self, parameter: str, dim: int, index: Tensor, closed_gradient: float) -> None:
+    def __init__(self, parameter: str, dim: int, index: Tensor) -> None:
         super().__init__()
         self.parameter = parameter
         self.dim = dim
-        self.closed_gradient = closed_gradient
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("gate", torch.ones(index.numel(), device=index.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         refuse_piece(weight, self.parameter)
         gate = self._along(weight, self.gate)
-        masked = weight.detach() * gate.to(weight.dtype)
-        return straight_through(weight, masked, gate if self.closed_gradient != 1 else None, self.closed_gradient)
+        return straight_through(weight, weight.detach() * gate.to(weight.dtype), gate, theta=0.0)
 
     def scatter(self, gates: Tensor) -> None:
         """Take the gates of this weight's units out of those of all units."""

@@ -83,7 +83,8 @@ class Masks(nn.Module):
         `norms` are scales and shifts behind those that nothing else feeds, each with the row of each of its channels.
         """
         shared = tuple(dim for dim in (0, 1) if dim != rows) if self.granularity == "stripe" else ()
-        mask = WeightMask(name, weight, self.method, self.closed_gradient, rows, shared, self.rectangles)
+        closed_gradient = self.method.closed_gradient(self.target.share if self.target is not None else 0.0)
+        mask = WeightMask(name, weight, self.method, closed_gradient, rows, shared, self.rectangles)
         self.norms += [(name, norm, index) for norm, index in norms]
         self.weight_masks[name.replace(".", "-")] = mask
         self.threshold = self.threshold.to(torch.promote_types(self.threshold.dtype, mask.threshold.dtype))
@@ -91,7 +92,7 @@ class Masks(nn.Module):
 
     def add_unit_mask(self, name: str, dim: int, index: Tensor) -> UnitMask:
         """Make the mask of the parameter `name` along `dim`, whose indexes belong to the units `index` (-1: none)."""
-        mask = UnitMask(name, dim, index, self.closed_gradient)
+        mask = UnitMask(name, dim, index)
         self.unit_masks[name.replace(".", "-")] = mask
         return mask
 
@@ -100,11 +101,6 @@ class Masks(nn.Module):
         record = Alive(index)
         self.alive[name.replace(".", "-")] = record
         return record
-
-    @property
-    def closed_gradient(self) -> float:
-        """The share of its gradient that a closed weight receives."""
-        return self.method.closed_gradient(self.target.share if self.target is not None else 0.0)
 
     @property
     def slices(self) -> list[Slice]:

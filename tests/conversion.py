@@ -27,7 +27,7 @@ def convert_closed(prepared: PreparedModel, *others: Any, share: float = 0.5, se
 
     Each of `others` is what a call takes: a tensor, a tuple or a dict; of other sizes than the example.
     """
-    assert_closed_units_learn(prepared)
+    assert_closed_units_rest(prepared)
     close_units(prepared, share, seed)
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in prepared.modules()):
         settle_statistics(prepared, prepared.inputs[0][0])
@@ -36,15 +36,17 @@ def convert_closed(prepared: PreparedModel, *others: Any, share: float = 0.5, se
     return compact
 
 
-def assert_closed_units_learn(prepared: PreparedModel) -> None:
-    """Check that a gradient reaches the raw weights of every closed unit that has one while all are open."""
+def assert_closed_units_rest(prepared: PreparedModel) -> None:
+    """Check that a gradient reaches most units while all are open, and none of those that are closed.
+
+    What is normalised as a whole before it is masked (weight norm) hands some on to closed units; it is left out.
+    """
     gates = torch.ones(count_units(prepared))
-    opened = sum_gradients(prepared)
-    assert (opened > 0).float().mean() > 0.8
+    assert (sum_gradients(prepared) > 0).float().mean() > 0.8
     gates[::5] = 0
     prepared.fxprune.set_gates(gates)
-    silent = (sum_gradients(prepared) == 0) & (opened > 0) & (gates == 0)
-    assert not silent.any(), f"no gradient reaches the closed units {silent.nonzero().flatten().tolist()}"
+    moved = (sum_gradients(prepared, parametrized=False) > 0) & (gates == 0)
+    assert not moved.any(), f"a gradient reaches the closed units {moved.nonzero().flatten().tolist()}"
 
 
 def assert_open_units_learn_alike(prepared: PreparedModel, compact: TracedModel, x: Tensor) -> None:
@@ -67,16 +69,20 @@ def assert_open_units_learn_alike(prepared: PreparedModel, compact: TracedModel,
         torch.testing.assert_close(gradient, smaller.grad, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def sum_gradients(prepared: PreparedModel) -> Tensor:
-    """The absolute gradient in all places where each unit appears, [units]; raises where one is not finite."""
+def sum_gradients(prepared: PreparedModel, parametrized: bool = True) -> Tensor:
+    """The absolute gradient in all places where each unit appears, [units]; raises where one is not finite.
+
+    `parametrized`: also what parametrizations are computed from.
+    """
     args, kwargs = prepared.inputs
     outputs = [t for t in tensors_in(prepared(*args, **kwargs)) if t.requires_grad]
     generator = torch.Generator().manual_seed(0)  # a random direction: some sums are the same whatever the weights
     sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs).backward()
     received = torch.zeros(count_units(prepared) + 1, dtype=torch.float64)
     for place in prepared.fxprune.slices:
-        gradient = find_source(prepared, place.parameter).grad
-        if gradient is None:
+        source = find_source(prepared, place.parameter)
+        gradient = source.grad
+        if gradient is None or not (parametrized or source is find_tensor(prepared, place.parameter)):
             continue
         assert gradient.isfinite().all(), f"{place.parameter} receives a gradient that is not finite"
         along = gradient.abs().transpose(0, place.dim).reshape(gradient.size(place.dim), -1).sum(1)

@@ -55,7 +55,8 @@ class Method:
     def closed_gradient(self, sparsity: float) -> float:
         """Give theta, the factor on a closed weight's gradient; `sparsity` is the final target. 1 is straight through.
 
-        dL/dw = dL/dq where w is open, theta * dL/dq where it is closed.
+        dL/dw = dL/dq where w is open, theta * dL/dq where it is closed; of weights and stripes. What is closed as a
+        whole unit receives none.
         """
         return 1.0
 

@@ -33,9 +33,6 @@ class NormScales(Method):
     def remembers(self) -> bool:
         return True
 
-    def closed_gradient(self, sparsity: float) -> float:
-        return 0.0
-
     def importance(self, scale: Tensor) -> Tensor:
         """Give the importance of channels from their scales; their magnitude by default."""
         return scale.abs()

@@ -2,7 +2,7 @@
 
 At weight granularity every weight of a contraction gets a mask. At channel granularity a unit's gate sits
 on the columns of the contractions that read it: exactly once on every path from where the unit is made to
-where it is summed away, where a closed column keeps its gradient and no constant arises.
+where it is summed away, where no constant arises.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from fxprune.methods.scores import Slice
 from fxprune.methods.targets import Target
 from fxprune.model import PreparedModel, TracedModel, find_tensor
 from fxprune.passes.analyse import Channels
-from fxprune.passes.fences import find_fences, insert_fence
 from fxprune.passes.find_pins import find_pins
 from fxprune.passes.living import can_live, use_living
 from fxprune.passes.measure_costs import measure_unit_costs, measure_weight_costs
@@ -38,7 +37,6 @@ class Muted:
     dim: int
     index: Tensor  # [channels], the number of each one's unit, or -1
     is_open: str
-    share: float  # of their gradient that closed channels receive: none, where each is read by a masked weight
 
 
 def insert_weight_masks(
@@ -98,25 +96,17 @@ def insert_unit_masks(
             index = numbers[channels.units[columns]]
             if bool((index >= 0).any()):
                 masked[reader.source] = masks.add_unit_mask(reader.source, reader.dim, index)
-    learning = mark_units(count, [mask.index for mask in masked.values()])
     muted: list[Muted] = []
     for node, ids in find_muted(channels, maskable):
         index = numbers[channels.units[ids]]
         operand = channels.find_operand(node, ids)
         if operand is not None and bool((index >= 0).any()):
-            share = 0.0 if bool(learning[index].all()) else masks.closed_gradient
-            muted.append(Muted(node, *operand, index, add_alive(masks, node, index), share))
-    fences = [
-        (fence, add_alive(masks, fence.node, fence.index))
-        for fence in find_fences(channels, numbers, [(each.x, each.index) for each in muted if each.share])
-    ]
+            muted.append(Muted(node, *operand, index, add_alive(masks, node, index)))
     pinned = {str(pin): pin.rows for pin in find_pins(channels)}
     prepared = PreparedModel(model, masks, pinned)
     alike = model.graphs.pair_nodes(prepared.graphs)
     for each in muted:
-        use_living(alike[each.node], alike[each.x], each.dim, each.is_open, each.share, each.index.dim() > 1)
-    for fence, is_open in fences:
-        insert_fence(alike[fence.node], [alike[x] for x in fence.shared], fence.dim, is_open)
+        use_living(alike[each.node], alike[each.x], each.dim, each.is_open, each.index.dim() > 1)
     for graph in prepared.graphs:
         for name in masked:
             insert_mask(graph, name, f"fxprune.unit_masks.{key_of(name)}")
@@ -133,13 +123,6 @@ def explain_none(model: TracedModel, channels: Channels, excluded: set[str]) -> 
     return (
         f"no channel is left to prune: all are outputs of the model, or tied to what needs them ({'; '.join(reasons)})"
     )
-
-
-def mark_units(count: int, indexes: list[Tensor]) -> Tensor:
-    """Mark the units that appear among indexes, bool [count + 1]; the last stands for index -1, no unit, and is set."""
-    marks = torch.zeros(count + 1, dtype=torch.bool)
-    marks[torch.cat([*(index.reshape(-1) for index in indexes), torch.tensor([-1])])] = True
-    return marks
 
 
 def add_alive(masks: Masks, node: fx.Node, index: Tensor) -> str:

@@ -4,9 +4,7 @@ A norm, a mean over channels, a product q k^T has no weight whose column could b
 takes a buffer `is_open`, [channels], 1 where a channel is open: what it gives for the open channels is what
 the op itself gives once the closed ones are gone. With all channels open it is the op itself.
 
-The gradient of what is open is that of the smaller model, too. A closed channel that some weight reads learns by
-its column there and receives nothing here. Where no weight reads it, as in q k^T, it could never open again: then
-the share `closed_gradient` of its gradient passes as if it were open, and fences keep it from all that is open.
+The gradient of what is open is that of the smaller model, too; what is closed receives none.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxprune.mask_modules import straight_through
 from fxprune.shadow.ids import spread_positions
 
 
@@ -40,9 +37,7 @@ def can_live(node: fx.Node, dims: int = 1) -> bool:
     return True
 
 
-def use_living(
-    node: fx.Node, x: fx.Node, dim: int, is_open: str, closed_gradient: float = 0.0, folded: bool = False
-) -> None:  # fmt: skip
+def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str, folded: bool = False) -> None:
     """Let a node of a graph leave out the channels along `dim` of its input `x` that the buffer `is_open` closes.
 
     `folded`: each channel stands for several positions along `dim`, more or fewer by the size of the input.
@@ -54,12 +49,12 @@ def use_living(
             mask = node.graph.call_function(spread_positions, (mask, size))
         if node.target in MUTED:
             before = find_muted_input(node, x)
-            muted = node.graph.call_function(mute, (before, mask, dim, closed_gradient))
+            muted = node.graph.call_function(mute, (before, mask, dim))
             muted.meta = dict(node.meta)
             node.replace_input_with(before, muted)
             return
     node.kwargs = {name: value for name, value in node.kwargs.items() if value is not x}
-    node.args = (x, mask, dim, closed_gradient, *node.args[1:])
+    node.args = (x, mask, dim, *node.args[1:])
     node.op, node.target = "call_function", LIVING[node.target]
 
 
@@ -74,18 +69,9 @@ def find_muted_input(node: fx.Node, x: fx.Node) -> fx.Node:
     raise ValueError(f"{x.name} is no input of {node.name}")
 
 
-def mute(x: Tensor, is_open: Tensor, dim: int, closed_gradient: float) -> Tensor:
-    """Set the closed channels along `dim` to zero; they receive the share `closed_gradient` as if they were open."""
-    is_open = along(is_open, x, dim)
-    if closed_gradient == 0 or not x.is_floating_point():
-        return x * is_open.to(x.dtype)
-    closes = is_open != 0 if closed_gradient != 1 else None
-    return straight_through(x, x.detach() * is_open.to(x.dtype), closes, closed_gradient)
-
-
-def fence(t: Tensor, is_open: Tensor, closed_gradient: float) -> Tensor:
-    """Give `t`, which all channels use, so that a gradient reaches it from the open ones only; both broadcast."""
-    return t if closed_gradient == 0 else torch.where(is_open != 0, t, t.detach())
+def mute(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
+    """Set the closed channels along `dim` to zero."""
+    return x * along(is_open, x, dim).to(x.dtype)
 
 
 def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -95,47 +81,39 @@ def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
     return values.view(shape)
 
 
-def living_mean(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
-) -> Tensor:  # fmt: skip
+def living_mean(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
     """Give `torch.mean(x, ...)` over the open channels only; 0 where none is open."""
     share = is_open.numel() / is_open.to(x.dtype).sum().clamp(min=1)
-    return torch.mean(mute(x, is_open, channel_dim, closed_gradient), *args, **kwargs) * share
+    return torch.mean(mute(x, is_open, channel_dim), *args, **kwargs) * share
 
 
-def living_max(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
-) -> Any:  # fmt: skip
+def living_max(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Any:
     """Give `torch.max(x, ...)` over the open channels only; 0 where none is open."""
     return torch.max(hide(x, is_open, channel_dim), *args, **kwargs)
 
 
-def living_amax(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
-) -> Tensor:  # fmt: skip
+def living_amax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
     """Give `torch.amax(x, ...)` over the open channels only; 0 where none is open."""
     return torch.amax(hide(x, is_open, channel_dim), *args, **kwargs)
 
 
-def living_softmax(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
-) -> Tensor:  # fmt: skip
+def living_softmax(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
     """Give `F.softmax(x, dim)` over the open channels."""
-    return living_log_softmax(x, is_open, channel_dim, closed_gradient, *args, **kwargs).exp()
+    return living_log_softmax(x, is_open, channel_dim, *args, **kwargs).exp()
 
 
 def living_log_softmax(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, dim: int | None = None,
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: int | None = None,
     _stacklevel: int = 3, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """Give `F.log_softmax(x, dim)` over the open channels: x - log(sum of exp(x) * open).
 
-    The closed ones get the same, at most 0, so that they stay finite and keep their gradient.
+    The closed ones get the same, at most 0, so that they stay finite.
     """
     x = x if dtype is None else x.to(dtype)
     total = torch.logsumexp(hide(x, is_open, channel_dim), channel_dim if dim is None else dim, keepdim=True)
     is_open = along(is_open, x, channel_dim)
-    result = x - fence(total, is_open, closed_gradient)
+    result = x - total
     return torch.where(is_open != 0, result, result.clamp(max=0))
 
 
@@ -149,7 +127,7 @@ def hide(x: Tensor, is_open: Tensor, dim: int) -> Tensor:
 
 
 def living_var(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, dim: Any = None, unbiased: bool = True,
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: Any = None, unbiased: bool = True,
     keepdim: bool = False, *, correction: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Give `torch.var(x, dim, ...)` over the open channels only: sum of (x - mean)^2 * open, over n - correction.
@@ -159,34 +137,32 @@ def living_var(
     if isinstance(dim, bool):  # var(x, unbiased)
         dim, unbiased = None, dim
     dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
-    mean = living_mean(x, is_open, channel_dim, closed_gradient, dims, keepdim=True)
-    centred = x - fence(mean, along(is_open, x, channel_dim), closed_gradient)
-    squares = mute(centred.square(), is_open, channel_dim, closed_gradient).sum(dims, keepdim=keepdim)
+    mean = living_mean(x, is_open, channel_dim, dims, keepdim=True)
+    centred = x - mean
+    squares = mute(centred.square(), is_open, channel_dim).sum(dims, keepdim=keepdim)
     living = is_open.to(x.dtype).sum()  # how many are
     count = torch.Size([x.size(d) for d in dims]).numel() * living / is_open.numel()
     divisor = count - (float(unbiased) if correction is None else correction)
     return torch.where(living > 0, squares / torch.where(living > 0, divisor, 1.0), 1.0)
 
 
-def living_std(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, *args: Any, **kwargs: Any
-) -> Tensor:  # fmt: skip
+def living_std(x: Tensor, is_open: Tensor, channel_dim: int, *args: Any, **kwargs: Any) -> Tensor:
     """Give `torch.std(x, ...)` over the open channels only; 1 where none is open."""
-    return living_var(x, is_open, channel_dim, closed_gradient, *args, **kwargs).sqrt()
+    return living_var(x, is_open, channel_dim, *args, **kwargs).sqrt()
 
 
 def living_var_mean(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, dim: Any = None, unbiased: bool = True,
+    x: Tensor, is_open: Tensor, channel_dim: int, dim: Any = None, unbiased: bool = True,
     keepdim: bool = False, *, correction: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Give `torch.var_mean(x, dim, ...)` over the open channels only."""
     dims = list(range(x.dim())) if dim is None else dim
-    variance = living_var(x, is_open, channel_dim, closed_gradient, dim, unbiased, keepdim, correction=correction)
-    return variance, living_mean(x, is_open, channel_dim, closed_gradient, dims, keepdim=keepdim)
+    variance = living_var(x, is_open, channel_dim, dim, unbiased, keepdim, correction=correction)
+    return variance, living_mean(x, is_open, channel_dim, dims, keepdim=keepdim)
 
 
 def living_layer_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, normalized_shape: Any,
+    x: Tensor, is_open: Tensor, channel_dim: int, normalized_shape: Any,
     weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalise `x`, [..., channels], over the open channels.
@@ -198,24 +174,24 @@ def living_layer_norm(
     mask = is_open.to(x.dtype)
     count = mask.sum().clamp(min=1)
     mean = (x * mask).sum(-1, keepdim=True) / count
-    centred = x - fence(mean, mask, closed_gradient)
+    centred = x - mean
     variance = (centred.square() * mask).sum(-1, keepdim=True) / count
-    normal = centred * fence(torch.rsqrt(variance + eps), mask, closed_gradient)
+    normal = centred * torch.rsqrt(variance + eps)
     return scale_and_shift(normal, weight, bias)
 
 
 def living_rms_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, normalized_shape: Any,
+    x: Tensor, is_open: Tensor, channel_dim: int, normalized_shape: Any,
     weight: Tensor | None = None, eps: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Divide `x`, [..., channels], by the root of the mean square of its open channels."""
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    mean = living_mean(x.square(), is_open, -1, 0.0, -1, keepdim=True)
-    return scale_and_shift(x * fence(torch.rsqrt(mean + eps), is_open, closed_gradient), weight, None)
+    mean = living_mean(x.square(), is_open, -1, -1, keepdim=True)
+    return scale_and_shift(x * torch.rsqrt(mean + eps), weight, None)
 
 
 def living_group_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, num_groups: int,
+    x: Tensor, is_open: Tensor, channel_dim: int, num_groups: int,
     weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalise `x`, [batch, channels, ...], in groups of channels, each over its open ones."""
@@ -223,15 +199,15 @@ def living_group_norm(
     grouped = x.reshape(x.size(0), num_groups, mask.size(2), -1)
     count = (mask.sum(2, keepdim=True) * grouped.size(3)).clamp(min=1)
     mean = (grouped * mask).sum((2, 3), keepdim=True) / count
-    centred = grouped - fence(mean, mask, closed_gradient)
+    centred = grouped - mean
     variance = (centred.square() * mask).sum((2, 3), keepdim=True) / count
-    normal = centred * fence(torch.rsqrt(variance + eps), mask, closed_gradient)
+    normal = centred * torch.rsqrt(variance + eps)
     shape = [1, -1] + [1] * (x.dim() - 2)
     return scale_and_shift(normal.view(x.shape), *(None if t is None else t.view(shape) for t in (weight, bias)))
 
 
 def living_batch_norm(
-    x: Tensor, is_open: Tensor, channel_dim: int, closed_gradient: float, running_mean: None, running_var: None,
+    x: Tensor, is_open: Tensor, channel_dim: int, running_mean: None, running_var: None,
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = True, momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
@@ -240,9 +216,9 @@ def living_batch_norm(
     dims = [d for d in range(x.dim()) if d != 1]
     share = is_open.numel() / mask.sum().clamp(min=1)
     mean = (x * mask).mean(dims, keepdim=True) * share
-    centred = x - fence(mean, mask, closed_gradient)
+    centred = x - mean
     variance = (centred.square() * mask).mean(dims, keepdim=True) * share
-    normal = centred * fence(torch.rsqrt(variance + eps), mask, closed_gradient)
+    normal = centred * torch.rsqrt(variance + eps)
     return scale_and_shift(normal, *(None if t is None else along(t, x, 1) for t in (weight, bias)))
 
 
