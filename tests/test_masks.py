@@ -120,6 +120,30 @@ def test_a_weights_gradient_passes_whole_or_by_theta_where_closed(theta: float) 
         assert torch.equal(weight.grad, torch.where(weight.abs() > 0.7, upstream, theta * upstream))
 
 
+@pytest.mark.parametrize(
+    ("shape", "rows", "shared"),
+    [((37, 61, 3, 3), 0, ()), ((1031, 513), 0, ()), ((5, 7, 3, 3), 0, (1,)), ((5, 7, 3, 3), 1, (0,)), ((11,), 0, ())],
+    ids=str,
+)
+def test_what_is_remembered_never_opens_again(shape, rows, shared) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape, requires_grad=True)
+    mask = WeightMask("w", weight, GMP(), 0.0, rows, shared)
+    expected = torch.ones_like(mask.kept)
+    assert torch.equal(mask(weight), weight)
+    for threshold in (0.2, 0.7, 0.0):
+        with torch.no_grad():
+            weight += 0.3 * torch.randn(shape)
+        magnitude = weight.detach().square().mean(shared, keepdim=True).sqrt() if shared else weight.detach().abs()
+        expected &= magnitude > (threshold or -1)
+        mask.refresh(weight, torch.tensor(threshold))
+        masked = mask(weight)
+        weight.grad = None
+        masked.sum().backward()
+        assert torch.equal(masked, weight * expected)
+        assert torch.equal(weight.grad, expected.float().expand_as(weight))
+
+
 @pytest.mark.parametrize("theta", [0.0, 0.5])
 def test_weights_of_zero_learn_before_there_is_a_threshold(theta: float) -> None:
     weight = torch.tensor([[0.0, 2.0, -0.5]], requires_grad=True)
