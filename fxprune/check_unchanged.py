@@ -1,11 +1,16 @@
-"""Is a prepared model still the one whose graphs were traced? They read parameters by name, and no other code runs."""
+"""Is a model still the one that its graphs say it is? They read parameters by name, and no other code runs.
+
+A converted model calls the layers that it holds, whatever its owner has made of them since; only what works on its
+graphs has to ask.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
+from fxprune.compile_graph import find_called
 from fxprune.errors import FxpruneError
-from fxprune.model import PreparedModel, find_parts
+from fxprune.model import PreparedModel, TracedModel, find_parts
 
 
 def check_unchanged(prepared: PreparedModel) -> None:
@@ -30,6 +35,23 @@ def check_unchanged(prepared: PreparedModel) -> None:
 
 
 _CONSEQUENCE = "but what runs is the graph that was traced then; change the original model and prepare it again"
+
+
+def check_layers(compact: TracedModel, call: str) -> None:
+    """Refuse a converted model some layer of which is no longer what the graph says; `call` is what goes by the graph.
+
+    Raises FxpruneError.
+    """
+    for run in compact.runs:
+        for training, code in run.codes.items():
+            for node in (run.region.train if training else run.region.eval).nodes:
+                path = code.layers.get(node.name)
+                if path is not None and find_called(node, compact) != path:
+                    raise FxpruneError(
+                        f"the layer {path} is not the one that fxprune.convert made any more; it became "
+                        f"{describe(compact.get_submodule(path))}, and {call} takes what conversion made: call it "
+                        "before such a change, or undo the change"
+                    )
 
 
 def describe(module: nn.Module) -> str:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
 from fxprune.compile_graph import find_layers
+from fxprune.errors import FxpruneError
 from fxprune.model import TracedModel
 from tests.exactness import close_units, randomise
 
@@ -188,6 +189,25 @@ def test_copies_follow_what_the_owner_makes_of_a_layer(change: Callable[[TracedM
     torch.testing.assert_close(copy.deepcopy(copy.deepcopy(compact))(x), after)
     torch.testing.assert_close(fxprune.convert(compact, x)(x), after)
     fxprune.export.to_onnx(compact.float(), x.float(), tmp_path / "changed.onnx")
+
+
+@pytest.mark.parametrize("change", [widen, double, wrap])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_goes_by_the_graph_refuses_layers_that_were_changed(
+    change: Callable[[TracedModel], None], training: bool, tmp_path: Path
+) -> None:
+    model, x = Net().double().train(training), torch.randn(2, 3, 16, 16).double()
+    compact = convert_net(model, x)
+    fxprune.save(compact, tmp_path / "compact.safetensors")
+    change(compact)
+    name = {widen: "scale", double: "stem", wrap: "head"}[change]
+    for refused in (
+        lambda: fxprune.save(compact, tmp_path / "changed.safetensors"),
+        lambda: fxprune.lower_stripes(compact),
+    ):
+        with pytest.raises(FxpruneError, match=rf"the layer {name} is not the one that .* before such a change"):
+            refused()
+    assert not (tmp_path / "changed.safetensors").exists()
 
 
 def test_a_model_that_holds_a_method_of_its_own_is_copied() -> None:

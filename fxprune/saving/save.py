@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fxprune.check_unchanged import check_layers
 from fxprune.conversion_report import Report
 from fxprune.errors import PlanError
 from fxprune.model import PreparedModel, TracedModel, find_tensor, named_tensors
@@ -23,6 +24,7 @@ def save(compact: nn.Module, path: str | Path) -> None:
 
     Raises:
         PlanError: the model does not come from `convert`, or was converted with inputs that a file cannot hold.
+        FxpruneError: a layer was made into another one since.
     """
     if isinstance(compact, PreparedModel):
         raise PlanError(
@@ -31,6 +33,7 @@ def save(compact: nn.Module, path: str | Path) -> None:
         )
     if not isinstance(compact, TracedModel) or not compact.steps:
         raise PlanError(f"fxprune.save takes what fxprune.convert returns, not a {type(compact).__name__}")
+    check_layers(compact, "fxprune.save")
     names = names_of(compact)
     report = getattr(compact, "report", None)
     about = About(

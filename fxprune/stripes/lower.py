@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.api import convert, find_inputs, fit_inputs
+from fxprune.check_unchanged import check_layers
 from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.export.pin_cores import require_cores
 from fxprune.export.runtimes.interface import Runtime
@@ -66,12 +67,15 @@ def lower_stripes(
         kinds: what may be chosen, of "crop", "groups", "sums" and "mixtures".
 
     Raises:
-        FxpruneError: the model has masks still, or an argument is of the wrong kind.
+        FxpruneError: the model has masks still, a layer was made into another one since its conversion, or an argument
+            is of the wrong kind.
         TraceError: the model does not run on the inputs.
         ExactnessError: the outputs differ by more than rounding.
         ExportError: the runtime cannot run the model, or there are more threads than cores.
     """
     check_arguments(model, runtime, threads, kinds)
+    if isinstance(model, TracedModel):
+        check_layers(model, "lower_stripes")
     inputs = find_inputs(model, example_inputs)
     source = require_runs(model, inputs) if isinstance(model, TracedModel) else convert(model, example_inputs)
     used = find_runtime(runtime) if isinstance(runtime, str) else runtime
