@@ -40,7 +40,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ST3(sigma=True)": ALL,
     "GMP(sticky=True)": ALL,
     "GMP(sticky=False)": ("weight",),
-    "ProbMask()": ("weight",),
+    "ProbMask(lr_ratio=1000)": ("weight",),  # decides in a few epochs what the published rate takes hundreds for
     "LRR(rate=0.2)": ("weight",),
     "STR(start=-8.0)": ("weight",),
     "FilterSkeleton(delta=None)": ("stripe",),

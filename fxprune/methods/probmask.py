@@ -8,9 +8,12 @@ Zhou et al.: Effective Sparsification of Neural Networks with Global Sparsity Co
 After each step of the optimizer p is projected onto {0 <= p <= 1, sum p <= (1 - s) N} over all layers, which is
 p <- clip(p - v, 0, 1) with v by bisection. In eval mode the weights of the largest p are kept, as many as the target
 says. Deviations: one noise a step, where the paper averages two; the mask at the end holds the most probable weights
-instead of a sample; p has ten times the learning rate of the weights in `param_groups`, where the paper takes Adam.
+instead of a sample; p has `lr_ratio` times the learning rate of the weights in `param_groups`, where the paper takes
+Adam. Ten is for hundreds of epochs: while p is undecided the mask of the evaluation is not that of the training, and a
+training of few steps decides nothing without a larger one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fxprune.errors import TargetError
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.schedule import Cubic
 
@@ -28,11 +32,19 @@ _BISECTIONS = 40
 
 @dataclass(frozen=True)
 class ProbMask(Method):
-    """ProbMask: a learnt probability for every weight."""
+    """ProbMask: a learnt probability for every weight. Raises TargetError where `lr_ratio` is not above 0."""
 
+    lr_ratio: float = 10.0
     schedule: Cubic = field(default=Cubic(0.16, 0.6), kw_only=True)
     granularities: ClassVar[tuple[str, ...]] = ("weight",)
     learns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lr_ratio, (int, float)) or not 0 < self.lr_ratio < math.inf:
+            raise TargetError(
+                f"ProbMask(lr_ratio={self.lr_ratio!r}): give how many times the learning rate of the weights the "
+                "probabilities have; 10 is for hundreds of epochs"
+            )
 
     def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
         return torch.ones_like(weight)
@@ -61,5 +73,5 @@ class ProbMask(Method):
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         if kind == "gate":
-            return {"lr": 10 * lr, "weight_decay": 0.0}
+            return {"lr": self.lr_ratio * lr, "weight_decay": 0.0}
         return super().options(kind, lr, weight_decay)

@@ -62,7 +62,7 @@ class Channels:
     elementwise: set[fx.Node]  # nodes that work position by position
     plain: set[fx.Node]  # nodes that take no numbers of channels: with fewer channels they give fewer, as they are
     widths: set[fx.Node]  # numbers that no batch or image size changes: of channels, or held by guards
-    weights: dict[str, int]  # the weights of contractions, and which dimension their rows are
+    weights: dict[str, int]  # the matrices and kernels of contractions, and which dimension their rows are
     readers: list[Reader]
     mixes: list[Mix]
     products: list[Product]
@@ -133,7 +133,7 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
         run.elementwise,
         run.plain,
         run.widths,
-        table.weights,
+        {name: rows for name, rows in table.weights.items() if len(run.parameters[name].shape) > 1},
         table.readers,
         table.mixes,
         table.products,

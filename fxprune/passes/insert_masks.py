@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.errors import TargetError
@@ -53,7 +53,7 @@ def insert_weight_masks(
     shared = find_called_parameters(model)
     for name, rows in channels.weights.items():
         weight = find_tensor(model, name)
-        fits = granularity == "weight" or weight.dim() > 2
+        fits = isinstance(weight, nn.Parameter) and (granularity == "weight" or weight.dim() > 2)  # tables stay
         if fits and name not in excluded and id(weight) not in shared:
             norms = find_norms(model, channels, name, rows) if method.mutes_norms else []
             gates[name] = masks.add_weight_mask(name, weight, rows, norms).measure(weight).numel()

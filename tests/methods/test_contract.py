@@ -182,6 +182,7 @@ def test_groups_have_the_options_that_methods_ask_for() -> None:
     assert set(options(fxprune.FilterSkeleton(), "stripe").values()) == {(0.1, 1e-4)}
     assert options(fxprune.STR(), "weight")["gate"] == (0.1, 1e-4)
     assert options(fxprune.ProbMask(), "weight")["gate"] == (1.0, 0.0)
+    assert options(fxprune.ProbMask(lr_ratio=300), "weight")["gate"] == (30.0, 0.0)
 
 
 @every([case for case in CASES if case[0].remembers])

@@ -9,6 +9,7 @@ from torch import Tensor
 from fxprune.errors import TargetError
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
+from fxprune.methods.probmask import ProbMask
 from fxprune.methods.st3 import ST3
 
 WEIGHT = torch.tensor([0.5, -0.3, 0.1, -0.05])
@@ -120,3 +121,9 @@ def test_methods_of_this_file_have_no_penalty(method: Method) -> None:
 def test_a_power_below_one_is_refused(p: float) -> None:
     with pytest.raises(TargetError, match="the power is 1"):
         Feather(p=p)
+
+
+@pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), "10"])
+def test_a_ratio_of_learning_rates_that_is_none_is_refused(ratio: object) -> None:
+    with pytest.raises(TargetError, match=r"ProbMask\(lr_ratio=.*10 is for hundreds of epochs"):
+        ProbMask(lr_ratio=ratio)
