@@ -248,7 +248,8 @@ LIVING: dict[Any, Callable[..., Any]] = {
 MUTED: set[Any] = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     torch.matmul, operator.matmul, "matmul", "__matmul__", torch.mm, "mm", torch.bmm, "bmm", torch.einsum,
-    F.scaled_dot_product_attention, torch.baddbmm, torch.addmm,
+    torch.mv, "mv", torch.dot, "dot", torch.inner, "inner", torch.addmv, "addmv",
+    F.scaled_dot_product_attention, torch.baddbmm, "baddbmm", torch.addmm, "addmm",
     torch.sum, "sum", *NORMS,
 }  # fmt: skip
 """Ops to which a channel of zeros is the same as none."""

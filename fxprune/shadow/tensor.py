@@ -104,6 +104,14 @@ def find_parameters(op: Any) -> dict[str, tuple[int, Any]]:
     }
 
 
+SPELLED: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.mv.default: lambda a, b: torch.mm(a, b.unsqueeze(1)).squeeze(1),
+    torch.ops.aten.dot.default: lambda a, b: torch.mm(a.unsqueeze(0), b.unsqueeze(1)).view(()),
+    torch.ops.aten.addmv.default: lambda c, a, b, **k: torch.addmm(c.unsqueeze(-1), a, b.unsqueeze(1), **k).squeeze(1),
+}
+"""Ops on vectors, which are the same ops on matrices of one column."""
+
+
 class ShadowMode(TorchDispatchMode):
     """Run ATen calls on shadows: `follow` gives the shadows of a call's outputs."""
 
@@ -130,6 +138,9 @@ class ShadowMode(TorchDispatchMode):
         return self.memo[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in SPELLED:
+            with self:
+                return SPELLED[func](*args, **(kwargs or {}))
         args, kwargs = map_tensors((args, kwargs or {}), self.wrap)
         call = Call(func, args, kwargs)
         result, written = run_inner(call)

@@ -232,6 +232,14 @@ CODE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vmap": (lambda: Net(lambda m, x: end(m, torch.vmap(lambda row: row * 2)(m.a(x)))), 28),
     "vmap over pairs": (lambda: Net(lambda m, x: m.h(torch.vmap(torch.mv, (None, 0))(m.k, F.softplus(m.a(x)))),
                                k=par(12, 16)), 28),
+    "an outer product with a table": (lambda: Net(lambda m, x: end(m, m.a(x) * (
+        m.k[None, :, None].expand(len(x), -1, 1) @ x[:, None, :1]).squeeze(2).cos()), k=nn.Buffer(torch.rand(16))), 28),
+    "an outer product with a vector": (lambda: Net(lambda m, x: end(m, m.a(x) + x[:, :1] @ m.k[None]), k=par(16)), 28),
+    "scored by a vector": (lambda: Net(lambda m, x: end(m, m.a(x) * (m.a(x) @ m.k).sigmoid()[:, None]), k=par(16)), 28),
+    "scored by a vector and a number": (lambda: Net(lambda m, x: end(m, m.a(x) * torch.addmv(
+        m.j, m.a(x), m.k, beta=0.5).sigmoid()[:, None]), k=par(16), j=par(1)), 28),
+    "scored by a computed vector": (lambda: Net(lambda m, x: end(m, m.a(x) * m.a(x).mv(
+        F.softplus(m.k)).sigmoid()[:, None]), k=par(16)), 28),
     "a number of a buffer": (lambda: Net(lambda m, x: end(m, m.a(x) * float(m.k)), k=nn.Buffer(torch.tensor(2.0))), 28),
     "other weights for one call": (lambda: Net(lambda m, x: end(m, torch.func.functional_call(
         m.a, {"weight": m.a.weight * 2}, (x,)))), 28),
