@@ -3,11 +3,15 @@
 A Conv pads by itself, and each side as much as it likes, where torch's pads both sides alike: so a Pad that adds zeros
 around the image, and nothing to batch or channels, goes into the `pads` of every Conv that reads it. Where it cuts
 (negative pads), or something else reads it, it stays for those.
+
+ONNX Runtime folds such a Pad into a MaxPool, too, whose own padding never wins, as a zero does among negative numbers.
+It leaves those alone that name their axes.
 """
 
+import numpy as np
 from onnxscript import ir
 
-from fxprune.export.graph_constants import get_input, read_constant
+from fxprune.export.graph_constants import add_constant, get_input, read_constant
 
 
 def fold_pads(model: ir.Model) -> int:
@@ -25,7 +29,17 @@ def fold_pads(model: ir.Model) -> int:
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             model.graph.remove(node, safe=True)
             count += 1
+        elif any(user.op_type == "MaxPool" for user, _ in node.outputs[0].uses()):
+            name_axes(node)
     return count
+
+
+def name_axes(node: ir.Node) -> None:
+    """Say which axes a Pad adds to, although it is all of them."""
+    pads = get_input(node, 1)
+    sizes = read_constant(pads)
+    if pads is not None and sizes is not None and get_input(node, 3) is None:
+        add_constant(node, 3, np.arange(sizes.size // 2), f"{node.name or pads.name}_axes", like=pads)
 
 
 def read_zeros(node: ir.Node) -> list[int] | None:

@@ -10,10 +10,13 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from onnxscript import ir
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import ExportError
 from fxprune.export.interface import Inputs, flatten_outputs
@@ -101,7 +104,34 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self._inputs.rebuild(tensors)
-        return flatten_outputs(self.model(*args, **kwargs))[1]
+        with _AttentionOfRankFour():
+            return flatten_outputs(self.model(*args, **kwargs))[1]
+
+
+class _AttentionOfRankFour(TorchFunctionMode):
+    """Gives torch's attention [batch, heads, tokens, channels], the one shape that the exporter translates."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = dict(zip(_OF_ATTENTION, args, strict=False), **kwargs)
+        outer = given["query"].shape[:-2]
+        if len(outer) == 2:
+            return func(*args, **kwargs)
+
+        def fold(x: Tensor) -> Tensor:
+            heads = outer[-1] if len(outer) > 1 else 1
+            return x.expand(*outer, *x.shape[-2:]).reshape(-1, heads, *x.shape[-2:])
+
+        for name, value in given.items():
+            if isinstance(value, Tensor) and (value.dim() > 2 or name != "attn_mask"):
+                given[name] = fold(value)
+        result = func(**given)
+        return result.reshape(*outer, *result.shape[-2:])
+
+
+_OF_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 @contextmanager

@@ -41,9 +41,10 @@ def fold(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folding]:
     return rewrite(model, fold_batchnorm)
 
 
-def run(model: onnx.ModelProto) -> list[np.ndarray]:
+def run(model: onnx.ModelProto, optimize: bool = False) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(1)

@@ -52,6 +52,22 @@ def test_what_is_no_padding_with_zeros_stays(model: onnx.ModelProto) -> None:
     np.testing.assert_allclose(run(folded)[0], run(model)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [", v", ""])
+def test_zeros_around_negative_numbers_reach_a_max_pool(value: str) -> None:
+    """ONNX Runtime folds the Pad into the MaxPool, which then pads with the least number."""
+    sides = "0, 0, 1, 0, 0, 0, 0, 1"
+    model = build(
+        IMAGE + f"<int64[8] p = {{{sides}}}, float v = {{0.0}}> {{ k = Conv <kernel_shape = [3, 3]> (x, w) a = Abs (k) "
+        f"n = Neg (a) c = Pad (n, p{value}) y = MaxPool <kernel_shape = [2, 2]> (c) }}",
+        w=(6, 4, 3, 3),
+    )
+    folded, count = fold(model)
+    assert count == 0
+    expected = run(model)[0]
+    assert (expected == 0).any()
+    np.testing.assert_allclose(run(folded, optimize=True)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_what_something_else_reads_stays_for_that() -> None:
     model = make(
         [0, 0, 1, 0, 0, 0, 0, 1],
