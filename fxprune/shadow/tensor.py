@@ -146,6 +146,9 @@ class ShadowMode(TorchDispatchMode):
         result, written = run_inner(call)
         call.outputs = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor)]
         shadows = self.follow(call)
+        if written is not None and torch.Tag.inplace_view in func.tags:
+            move_in_place(written, call, *shadows[0])
+            return written
         if written is not None:
             written.held = call.outputs[0] if call.outputs else written.held
             written.sized |= call.sized
@@ -194,6 +197,18 @@ def replay_view(call: Call, index: int) -> Callable[[Tensor], Tensor]:
         return result if isinstance(result, Tensor) else result[index]
 
     return replay
+
+
+def move_in_place(target: ShadowTensor, call: Call, ids: Ids, constant: Constant | None) -> None:
+    """Give a tensor whose shape was changed in place that shape and its shadow; its memory stays what it was."""
+    target.held, target.ids, target.constant = call.outputs[0], ids, constant
+    target.made = None if target.made is None else target.held
+    if target.view_of is not None:
+        parent, before = target.view_of
+        then = replay_view(call, 0)
+        target.view_of = View(parent, lambda base: then(before(base)))
+    with torch._C._DisableTorchDispatch():
+        call.op(target, *call.args[1:], **call.kwargs)
 
 
 def link(view: ShadowTensor, parent: ShadowTensor, replay: Callable[[Tensor], Tensor]) -> None:

@@ -240,6 +240,9 @@ CODE: dict[str, tuple[Callable[[], nn.Module], int]] = {
         m.j, m.a(x), m.k, beta=0.5).sigmoid()[:, None]), k=par(16), j=par(1)), 28),
     "scored by a computed vector": (lambda: Net(lambda m, x: end(m, m.a(x) * m.a(x).mv(
         F.softplus(m.k)).sigmoid()[:, None]), k=par(16)), 28),
+    "shaped in place": (lambda: Net(lambda m, x: end(m, m.a(x).unsqueeze_(1).transpose_(1, 2).squeeze_(2))), 28),
+    "turned in place": (lambda: Net(lambda m, x: end(m, (m.k @ m.a(x).t_()).t_()), k=par(16, 16)), 44),
+    "a vector times a matrix": (lambda: Net(lambda m, x: end(m, m.a(x) + x.mean(0) @ m.k), k=par(10, 16)), 28),
     "a number of a buffer": (lambda: Net(lambda m, x: end(m, m.a(x) * float(m.k)), k=nn.Buffer(torch.tensor(2.0))), 28),
     "other weights for one call": (lambda: Net(lambda m, x: end(m, torch.func.functional_call(
         m.a, {"weight": m.a.weight * 2}, (x,)))), 28),
