@@ -49,11 +49,16 @@ class FrozenMask(nn.Module):
 
 @torch.no_grad()
 def freeze_masks(prepared: PreparedModel) -> PreparedModel:
-    """Return a copy whose masked weights are what they are now, to the last bit, in whatever precision it runs."""
+    """Return a copy whose weights are what they are now, to the last bit, in whatever precision it runs.
+
+    That is what masks make of them, parametrizations, and the layers of the method's own.
+    """
     frozen = copy.deepcopy(prepared)
-    for masks, key, mask in masks_of(frozen):
-        with in_eval_mode(mask):
+    with in_eval_mode(frozen):
+        for masks, key, mask in masks_of(frozen):
             masks[key] = FrozenMask(mask(find_tensor(frozen, mask.parameter)).clone())
+        bake_parametrizations(frozen)
+    frozen.fxprune.method.restore(frozen)
     return frozen
 
 
