@@ -90,7 +90,13 @@ class Scheduler:
                     f"{name} has been replaced since the Scheduler was made, and the optimizer trains the one before; "
                     "make both of them after such a change"
                 )
-        _check_gradients({**parameters, **self._masks.variables})
+        variables = self._masks.variables
+        if not self._prepared.training and variables and all(v.grad is None for v in variables.values()):
+            raise OptimizerError(
+                f"the masks of {type(self._masks.method).__name__} receive no gradient, because the model is in eval "
+                "mode; call prepared.train() before the training"
+            )
+        _check_gradients({**parameters, **variables})
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler leaves it to fused optimizers to divide by it
         self._masks.before_step(parameters, 1.0 if scale is None else scale)
 

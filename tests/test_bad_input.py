@@ -100,6 +100,19 @@ def test_a_second_scheduler_on_the_same_optimizer_is_refused() -> None:
     assert int(other.fxprune.step) == 1
 
 
+def test_masks_that_learn_refuse_a_training_in_eval_mode() -> None:
+    prepared = make(fxprune.ProbMask(), "weight").eval()
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+    fxprune.Scheduler(prepared, optimizer, total_steps=10)
+    prepared(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = copy.deepcopy(prepared.state_dict())
+    with pytest.raises(OptimizerError, match=r"masks of ProbMask receive no gradient.*call prepared\.train\(\)"):
+        optimizer.step()
+    torch.testing.assert_close(prepared.state_dict(), before, rtol=0, atol=0)
+    prepared.train()(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+
+
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
