@@ -197,8 +197,8 @@ def find_multiple(align: int | None, masks: Masks | None) -> int:
     """Of what number shall widths be multiples? Of any, where it was units that were to go."""
     if align is None:
         return 1 if masks is None or masks.granularity == "channel" else VECTOR
-    if align < 1:
-        raise FxpruneError(f"align={align}: give 1 or more, the number of which widths shall be multiples")
+    if not isinstance(align, int) or align < 1:
+        raise FxpruneError(f"align={align!r}: give 1 or more, the number of which widths shall be multiples")
     return align
 
 

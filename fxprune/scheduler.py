@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, OptimizerError
+from fxprune.is_number import is_number
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
 from fxprune.model import PreparedModel
@@ -39,9 +40,9 @@ class Scheduler:
                 f"{type(prepared).__name__} has no masks; give the model that fxprune.prepare returned "
                 "(unwrapped: ddp.module)"
             )
-        if total_steps < 1 or total_steps % 1 != 0:  # so are fractions, NaN and infinity
+        if not is_number(total_steps) or total_steps < 1 or total_steps % 1 != 0:  # so are fractions, NaN and infinity
             raise OptimizerError(
-                f"total_steps={total_steps}: give the number of optimizer steps of the whole training, a whole one"
+                f"total_steps={total_steps!r}: give the number of optimizer steps of the whole training, a whole one"
             )
         if isinstance(prepared, PreparedModel):
             check_unchanged(prepared)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Method
 from fxprune.methods.gate import power_gate
 
@@ -24,7 +25,7 @@ class Feather(Method):
     p: float = 3.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.p, (int, float)) or not self.p >= 1:
+        if not is_number(self.p) or not self.p >= 1:
             raise TargetError(f"Feather(p={self.p!r}): the power is 1 (soft) or more; the published one is 3")
 
     def gate(self, magnitude: Tensor, threshold: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
 
 
@@ -33,9 +34,10 @@ class FilterSkeleton(Method):
     targeted: ClassVar[str] = "FilterSkeleton(delta=None)"
 
     def __post_init__(self) -> None:
-        if not self.alpha >= 0 or (self.delta is not None and not self.delta > 0):
+        numbers = all(is_number(value) for value in (self.alpha, 1.0 if self.delta is None else self.delta))
+        if not numbers or not self.alpha >= 0 or (self.delta is not None and not self.delta > 0):
             raise TargetError(
-                f"FilterSkeleton(alpha={self.alpha}, delta={self.delta}): the strength is 0 or more, the threshold "
+                f"FilterSkeleton(alpha={self.alpha!r}, delta={self.delta!r}): the strength is 0 or more, the threshold "
                 "more than 0; the published ones are 1e-5 and 0.01 to 0.05"
             )
 

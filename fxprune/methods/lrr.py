@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Method
 
 
@@ -24,8 +25,8 @@ class LRR(Method):
     one_shot: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise TargetError(f"LRR(rate={self.rate}): each cycle closes a share between 0 and 1; the usual one is 0.2")
+        if not is_number(self.rate) or not 0 < self.rate < 1:
+            raise TargetError(f"LRR(rate={self.rate!r}): a cycle closes a share between 0 and 1; the usual one is 0.2")
 
     @property
     def remembers(self) -> bool:

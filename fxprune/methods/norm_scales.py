@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.scores import Slice, norm_scores
 
@@ -26,8 +27,8 @@ class NormScales(Method):
     scored_by: ClassVar[Literal["all", "norms"]] = "norms"
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise TargetError(f"{type(self).__name__}(strength={self.strength}): 0 or more; usual are 1e-5 to 1e-3")
+        if not is_number(self.strength) or not self.strength >= 0:
+            raise TargetError(f"{type(self).__name__}(strength={self.strength!r}): 0 or more; usual are 1e-5 to 1e-3")
 
     @property
     def remembers(self) -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.schedule import Cubic
 
@@ -40,7 +41,7 @@ class ProbMask(Method):
     learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lr_ratio, (int, float)) or not 0 < self.lr_ratio < math.inf:
+        if not is_number(self.lr_ratio) or not 0 < self.lr_ratio < math.inf:
             raise TargetError(
                 f"ProbMask(lr_ratio={self.lr_ratio!r}): give how many times the learning rate of the weights the "
                 "probabilities have; 10 is for hundreds of epochs"

@@ -10,6 +10,7 @@ batch norm into such a one, `convert` back into an ordinary one. The channels of
 when `fxprune.prune(prepared)` is called between two trainings, the second one without the penalty.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Kind
 from fxprune.methods.norm_scales import NormScales
 
@@ -29,6 +31,11 @@ class RNI(NormScales):
     """Receding neuron importances with the strength and the shift of the regulariser."""
 
     shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.shift) or not math.isfinite(self.shift):
+            raise TargetError(f"RNI(shift={self.shift!r}): give a number; the published ones are 0 and 3")
 
     def importance(self, scale: Tensor) -> Tensor:
         return scale.sigmoid()

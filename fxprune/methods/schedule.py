@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Cubic:
     end: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.begin <= self.end <= 1:
+        if not is_number(self.begin) or not is_number(self.end) or not 0 <= self.begin <= self.end <= 1:
             raise TargetError(
-                f"Cubic(begin={self.begin}, end={self.end}): both are fractions of the training; "
+                f"Cubic(begin={self.begin!r}, end={self.end!r}): both are fractions of the training; "
                 "give 0 <= begin <= end <= 1"
             )
 

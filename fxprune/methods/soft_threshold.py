@@ -8,6 +8,7 @@ a starts far below zero, and weight decay on it is what raises the threshold: so
 training say how sparse the model becomes, and there is no target.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
 
 
@@ -25,6 +28,12 @@ class STR(Method):
     start: float = -8.0
     granularities: ClassVar[tuple[str, ...]] = ("weight",)
     learns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.start) or not math.isfinite(self.start):
+            raise TargetError(
+                f"STR(start={self.start!r}): give the number whose sigmoid is the first threshold, as -8.0"
+            )
 
     @property
     def takes_target(self) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fxprune.errors import TargetError
+from fxprune.is_number import is_number
 from fxprune.vector_width import VECTOR
 
 Scope = Literal["global", "layer"]
@@ -161,7 +162,3 @@ class Latency(Remaining):
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{super().__str__()} ({self.runtime}, {threads}, batch {self.batch_size})"
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

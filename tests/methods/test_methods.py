@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fxprune
 from fxprune.errors import TargetError
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
@@ -121,6 +122,25 @@ def test_methods_of_this_file_have_no_penalty(method: Method) -> None:
 def test_a_power_below_one_is_refused(p: float) -> None:
     with pytest.raises(TargetError, match="the power is 1"):
         Feather(p=p)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fxprune.FilterSkeleton(alpha="1"), r"alpha='1'"),
+        (lambda: fxprune.FilterSkeleton(delta="a"), r"delta='a'"),
+        (lambda: fxprune.RNI(strength="a"), r"RNI\(strength='a'\)"),
+        (lambda: fxprune.RNI(shift=math.nan), r"RNI\(shift=nan\)"),
+        (lambda: fxprune.UCS(None), r"UCS\(strength=None\)"),
+        (lambda: fxprune.LRR("0.2"), r"LRR\(rate='0.2'\)"),
+        (lambda: fxprune.STR(math.inf), r"STR\(start=inf\)"),
+        (lambda: fxprune.Cubic("a", 0.5), r"Cubic\(begin='a'"),
+        (lambda: fxprune.Feather("3"), r"Feather\(p='3'\)"),
+    ],
+)
+def test_what_is_no_number_is_refused(make, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), "10"])
