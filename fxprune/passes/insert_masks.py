@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.errors import TargetError
@@ -51,10 +51,11 @@ def insert_weight_masks(
     masks = Masks(method, target, granularity, rectangles=rectangles)
     gates: dict[str, int] = {}
     shared = find_called_parameters(model)
+    tables = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for name, rows in channels.weights.items():
         weight = find_tensor(model, name)
-        fits = isinstance(weight, nn.Parameter) and (granularity == "weight" or weight.dim() > 2)  # tables stay
-        if fits and name not in excluded and id(weight) not in shared:
+        fits = granularity == "weight" or weight.dim() > 2
+        if fits and name not in excluded | tables and id(weight) not in shared:
             norms = find_norms(model, channels, name, rows) if method.mutes_norms else []
             gates[name] = masks.add_weight_mask(name, weight, rows, norms).measure(weight).numel()
     if not masks.weight_masks:

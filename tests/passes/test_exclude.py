@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
 from fxprune.errors import FxpruneError, PatternError, TargetError
@@ -116,3 +117,24 @@ def test_a_compiled_model_is_refused_in_a_sentence() -> None:
     model = torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
     with pytest.raises(FxpruneError, match=r"compiled: pass the one that torch\.compile was given"):
         fxprune.prepare(model, torch.randn(2, 3))
+
+
+class Reading(nn.Module):
+    """A weight-normed layer, and products with a table of constants and with a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = weight_norm(nn.Linear(6, 16)), nn.Linear(16, 4)
+        self.table, self.vector = nn.Buffer(torch.rand(16, 16)), nn.Parameter(torch.rand(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu() @ self.table
+        return self.last(x * (x @ self.vector)[:, None])
+
+
+def test_what_training_learns_as_a_matrix_is_masked_and_nothing_else() -> None:
+    prepared = fxprune.prepare(Reading(), torch.randn(5, 6), granularity="weight")
+    assert sorted(prepared.fxprune.weight_masks) == ["first-weight", "last-weight"]
+    fxprune.prune(prepared)
+    compact = fxprune.convert(prepared, align=1)
+    assert sum(int((p == 0).sum()) for p in compact.parameters() if p.dim() == 2) >= 0.4 * (16 * 6 + 16 * 4)
