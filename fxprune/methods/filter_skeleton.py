@@ -34,8 +34,8 @@ class FilterSkeleton(Method):
     targeted: ClassVar[str] = "FilterSkeleton(delta=None)"
 
     def __post_init__(self) -> None:
-        numbers = all(is_number(value) for value in (self.alpha, 1.0 if self.delta is None else self.delta))
-        if not numbers or not self.alpha >= 0 or (self.delta is not None and not self.delta > 0):
+        delta = 1.0 if self.delta is None else self.delta
+        if not (is_number(self.alpha) and self.alpha >= 0 and is_number(delta) and delta > 0):
             raise TargetError(
                 f"FilterSkeleton(alpha={self.alpha!r}, delta={self.delta!r}): the strength is 0 or more, the threshold "
                 "more than 0; the published ones are 1e-5 and 0.01 to 0.05"

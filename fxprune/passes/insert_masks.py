@@ -50,12 +50,11 @@ def insert_weight_masks(
     """
     masks = Masks(method, target, granularity, rectangles=rectangles)
     gates: dict[str, int] = {}
-    shared = find_called_parameters(model)
-    tables = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    shared, left_out = find_called_parameters(model), excluded | find_tables(model)
     for name, rows in channels.weights.items():
         weight = find_tensor(model, name)
         fits = granularity == "weight" or weight.dim() > 2
-        if fits and name not in excluded | tables and id(weight) not in shared:
+        if fits and name not in left_out and id(weight) not in shared:
             norms = find_norms(model, channels, name, rows) if method.mutes_norms else []
             gates[name] = masks.add_weight_mask(name, weight, rows, norms).measure(weight).numel()
     if not masks.weight_masks:
@@ -164,13 +163,18 @@ def number_units(
 
 def find_made(model: TracedModel, channels: Channels) -> Tensor:
     """Which units a parameter makes, bool [units]: not those of constant tables, which are only read."""
-    tables = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    tables = find_tables(model)
     rows, owned, stored = (torch.zeros(len(channels.units), dtype=torch.bool) for _ in range(3))
     for name, dim, units in channels.positions:
         (stored if name in tables else owned)[units] = True
         if channels.weights.get(name) == dim:
             rows[units] = True
     return rows | (owned & ~stored)
+
+
+def find_tables(model: TracedModel) -> set[str]:
+    """The buffers, by all their names: constants, which no training learns."""
+    return {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
 def find_muted(channels: Channels, maskable: set[str]) -> Iterator[tuple[fx.Node, Tensor]]:
