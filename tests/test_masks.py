@@ -99,13 +99,32 @@ def test_blocks_give_what_the_whole_gives(
 ) -> None:
     torch.manual_seed(0)
     weight = torch.randn(37, 16, 3, 3).to(memory_format=layout)
-    for method in (Feather(), ST3()):
-        mask = refreshed_mask(method, weight, 0.5, rows=rows)
-        whole = mask(weight)
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "_BLOCK", 500)
-            torch.testing.assert_close(mask(weight), whole, atol=1e-6, rtol=1e-6)
-            assert torch.equal(mask(weight) == 0, whole == 0)
+    upstream = torch.randn(37, 16, 3, 3)
+    for method in (Feather(), ST3(), GMP(), GMP(sticky=False)):
+        mask = refreshed_mask(method, weight, 0.5, theta=0.25, rows=rows)
+        results = []
+        for block in (module._BLOCK, 500):
+            monkeypatch.setattr(module, "_BLOCK", block)
+            leaf = weight.clone().requires_grad_()
+            masked = mask(leaf)
+            masked.backward(upstream)
+            results.append((masked.detach(), leaf.grad))
+        monkeypatch.undo()
+        (whole, whole_gradient), (masked, gradient) = results
+        torch.testing.assert_close(masked, whole, atol=1e-6, rtol=1e-6)
+        assert torch.equal(masked == 0, whole == 0)
+        assert torch.equal(gradient, whole_gradient)
+
+
+def test_gradients_of_gradients_pass_a_mask_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 10)
+    torch.manual_seed(0)
+    weight = torch.randn(30, 20, requires_grad=True)
+    mask = refreshed_mask(GMP(sticky=False), weight.detach(), 0.7, theta=0.0)
+    (first,) = torch.autograd.grad(mask(weight).pow(3).sum(), weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), weight)
+    is_open = weight.detach().abs() > 0.7
+    torch.testing.assert_close(second, torch.where(is_open, 6 * weight.detach(), 0.0))
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.5])

@@ -156,7 +156,7 @@ def _bracket(search: _Search, floor: _Point, ceiling: _Point, deviations: int) -
         return floor.bits, ceiling.bits
     if deviations <= 12:
         low, high = _sample_bracket(search, deviations)
-        low, high = max(low, floor.bits), min(high, ceiling.bits)
+        low, high = min(max(low, floor.bits), ceiling.bits - 1), min(high, ceiling.bits)
         if low < high:
             return low, high
     third = (ceiling.bits - floor.bits) // 3
@@ -181,8 +181,14 @@ def _sample_bracket(search: _Search, deviations: int) -> tuple[int, int]:
     count, share, spread = int(price.sum()), search.rank / search.total, float(price.double().square().sum())
     middle, margin = share * count, deviations * (math.sqrt(spread * share * (1 - share)) + int(price.max()))
     low, high = math.floor(middle - margin), math.ceil(middle + margin)
-    low_bits = _to_bits(_pick(sample, low).item(), search.dtype) - 1 if low >= 0 else -1
-    high_value = _pick(sample, high).item() if high < count else torch.finfo(search.dtype).max
+    high_value = float(_pick(sample, high)) if high < count else torch.finfo(search.dtype).max
+    if low < 0:
+        return -1, _to_bits(high_value, search.dtype)
+    low_value = float(_pick(sample, low))
+    tied = int((sample.values == low_value).sum()) * 32 > sample.values.numel()
+    low_bits = _to_bits(low_value, search.dtype)
+    if not (tied and low_value < high_value):  # what so many share, zeros mostly, is counted and not collected
+        low_bits -= 1
     return low_bits, _to_bits(high_value, search.dtype)
 
 

@@ -75,6 +75,19 @@ def test_ties_are_found_where_most_magnitudes_are_one_value(share: float) -> Non
         assert torch.equal(select_threshold(weights, sparsity), sorted_threshold(weights, sparsity))
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.81, 0.99])
+def test_many_zeros_cost_one_pass(sparsity: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight = torch.rand(2_000_000)
+    weight[: int(0.8 * 2_000_000)] = 0
+    passes: list[int] = []
+    survey = module._survey
+    monkeypatch.setattr(module, "_survey", lambda *options: passes.append(1) or survey(*options))
+    weights = {"w": weight[torch.randperm(2_000_000)]}
+    assert torch.equal(select_threshold(weights, sparsity), sorted_threshold(weights, sparsity))
+    assert len(passes) == 1  # what sticky masks have closed is all zeros
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_floating_type_gives_one_of_its_own_magnitudes(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
