@@ -115,13 +115,15 @@ def multiply_activations(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Id
     """
     rank = a.dim()
     last, before = rank - 1, rank - 2
-    heads = rank == 3 and has_channels(a.ids, 0) and has_channels(b.ids, 0)
-    inner = has_channels(a.ids, last) and has_channels(b.ids, before)
-    if heads and any(0 in varying(t) and len(varying(t)) > 1 for t in a.ids + b.ids):
+    a_ids, b_ids = free_heads(table, a.ids, last, before, b.ids)
+    b_ids, a_ids = free_heads(table, b_ids, before, last, a_ids)
+    heads = rank == 3 and has_channels(a_ids, 0) and has_channels(b_ids, 0)
+    inner = has_channels(a_ids, last) and has_channels(b_ids, before)
+    if heads and any(0 in varying(t) and len(varying(t)) > 1 for t in a_ids + b_ids):
         heads, inner = table.whole_heads, inner and not table.whole_heads
     found: dict[str, list[Tensor]] = {"heads": [], "inner": [], "free": []}
-    for factor, free, contracted in ((a, before, last), (b, last, before)):
-        for t in factor.ids:
+    for ids, free, contracted in ((a_ids, before, last), (b_ids, last, before)):
+        for t in ids:
             use_heads = heads and 0 in varying(t)
             summed = inner and contracted in varying(t)
             kept = table.collapse(t, {0} if use_heads else {contracted} if summed else {free}, MIXES)
@@ -136,6 +138,23 @@ def multiply_activations(table: IdTable, a: ShadowTensor, b: ShadowTensor) -> Id
     for t in found["inner"][:1]:
         table.mix(t, "a product of two activations sums over channels")
     return (*found["heads"][:1], *found["free"])
+
+
+def free_heads(table: IdTable, ids: Ids, contracted: int, free: int, others: Ids) -> tuple[Ids, Ids]:
+    """Where heads in the rows of one factor meet inner channels that all share, let whole heads go; those stay.
+
+    So queries whose heads are folded into the batch meet a table of relative positions. Gives both factors' ids; the
+    other one is contracted along its dimension `free`.
+    """
+    heads = [t for t in ids if table.whole_heads and set(varying(t)) == {contracted, free}]
+    shared = [t for t in others if varying(t) == [free]]
+    if not heads or not shared:
+        return ids, others
+    for t in shared:
+        table.pin(t, "a product of two activations: whole heads go, and what they share stays")
+    kept = [table.collapse(t, {free}, MIXES) if any(t is h for h in heads) else t for t in ids]
+    left = [t for t in others if not any(t is s for s in shared)]
+    return tuple(t for t in kept if t is not None), tuple(left)
 
 
 def has_channels(ids: Ids, dim: int) -> bool:

@@ -87,6 +87,17 @@ def sequence_first(m: nn.Module, x: Tensor) -> Tensor:
     return x + m.a(y, y, y)[0].transpose(0, 1)
 
 
+def decomposed_positions(m: nn.Module, x: Tensor) -> Tensor:
+    """Heads in the batch, and a bias of the query and its distance to the key, from one table for all heads."""
+    b, n, _ = x.shape
+    q, k, v = m.qkv(x).view(b, n, 3, HEADS, INNER).permute(2, 0, 3, 1, 4).reshape(3, b * HEADS, n, INNER).unbind(0)
+    place = torch.arange(n, device=x.device)
+    near = m.table[place[:, None] - place[None, :] + 12]
+    bias = torch.einsum("bqc,qkc->bqk", q, near)
+    y = ((q @ k.mT) * INNER**-0.5 + bias).softmax(-1) @ v
+    return x + m.o(y.view(b, HEADS, n, INNER).transpose(1, 2).reshape(b, n, -1))
+
+
 def padded(m: nn.Module, x: Tensor) -> Tensor:
     mask = torch.zeros(x.size(0), x.size(1), dtype=torch.bool, device=x.device)
     mask[1:, -2:] = True
@@ -369,6 +380,8 @@ CASES: dict[str, Case] = {
     "sdpa, mask": Case(lambda: Tokens(sdpa_masked, **linears("q", "k", "v")), 20, 28),
     "position bias": Case(lambda: Tokens(position_bias, table=table(40, 4), **linears("q", "k", "v")), 20, 28),
     "embedded bias": Case(lambda: Tokens(embedded_bias, bias=nn.Embedding(8, 4), **linears("q", "k", "v")), 20, 28),
+    "decomposed positions": Case(
+        lambda: Tokens(decomposed_positions, table=table(25, 6), qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "rotary": Case(lambda: Tokens(rotary, **linears("q", "k", "v")), 20, 25),
     "rotary, no prefix": Case(lambda: Tokens(lambda m, x: rotary_behind(m, x, 0), **linears("q", "k", "v")), 20, 25),
     "rotary, prefix": Case(lambda: Tokens(lambda m, x: rotary_behind(m, x, 2), **linears("q", "k", "v")), 20, 22),
@@ -424,7 +437,7 @@ def test_attention_loses_the_same_channel_of_every_head_exactly(name: str) -> No
     assert compact.report.units_removed > 0
 
 
-UNEVEN = ("fused", "rotary", "rotary, no prefix")
+UNEVEN = ("fused", "decomposed positions", "rotary", "rotary, no prefix")
 """Where closed inner channels may stay: of queries but not of values in one tensor, of angles that turn one pair."""
 
 
