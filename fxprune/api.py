@@ -287,6 +287,11 @@ def check_arguments(
         )
     if not isinstance(method, Method):
         raise FxpruneError(f"method={method!r}: give an instance such as fxprune.Feather() or fxprune.ST3(sigma=True)")
+    if not callable(method.schedule):
+        raise FxpruneError(
+            f"schedule={method.schedule!r}: give fxprune.Cubic(begin, end), or a function of (step, total_steps) that "
+            "gives the share of the target"
+        )
     if not isinstance(target, Target | None):
         raise TargetError(
             f"target={target!r}: give fxprune.Sparsity(0.5), the share that is masked at the end, "

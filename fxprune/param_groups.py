@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fxprune.errors import FxpruneError
+from fxprune.is_number import is_number
 from fxprune.masks import Masks
 from fxprune.methods.base import Kind
 
@@ -21,8 +22,11 @@ def param_groups(prepared: nn.Module, *, lr: float, weight_decay: float = 0.0) -
     (scales and shifts of norms), "bias", or "gate" (what the method learns beside the weights). By default norms and
     biases do not decay; the methods' docstrings say what else they ask for.
 
-    Raises FxpruneError where the model does not come from `fxprune.prepare`.
+    Raises FxpruneError where the model does not come from `fxprune.prepare`, or for a rate or decay that is none.
     """
+    for option, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not is_number(value) or not value >= 0:
+            raise FxpruneError(f"param_groups({option}={value!r}): give a number of 0 or more")
     masks = getattr(prepared, "fxprune", None)
     if not isinstance(masks, Masks):
         raise FxpruneError(f"{type(prepared).__name__} has no masks; give the model that fxprune.prepare returned")

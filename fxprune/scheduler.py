@@ -44,6 +44,11 @@ class Scheduler:
             raise OptimizerError(
                 f"total_steps={total_steps!r}: give the number of optimizer steps of the whole training, a whole one"
             )
+        if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
+            raise OptimizerError(
+                f"{type(optimizer).__name__} is no torch.optim.Optimizer, whose steps could be followed; give the "
+                "optimizer, or leave it out and call step() after each of its steps"
+            )
         if isinstance(prepared, PreparedModel):
             check_unchanged(prepared)
         self.total_steps = total_steps

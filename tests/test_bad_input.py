@@ -216,3 +216,26 @@ def test_a_closure_would_hide_gradients_from_a_method_that_edits_them() -> None:
     prepared, optimizer, _ = followed(fxprune.FilterSkeleton(), "stripe")
     with pytest.raises(OptimizerError, match="FilterSkeleton changes gradients before each step, and a closure"):
         optimizer.step(lambda: prepared(torch.randn(2, 3, 8, 8)).sum())
+
+
+TWO = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: fxprune.param_groups(m, lr="a"), r"param_groups\(lr='a'\): give a number of 0 or more"),
+        (lambda m: fxprune.param_groups(m, lr=0.1, weight_decay=-1), r"weight_decay=-1\): give a number of 0 or more"),
+        (lambda m: fxprune.Scheduler(m, "sgd", total_steps=5), "str is no torch.optim.Optimizer, whose steps"),
+        (lambda m: fxprune.GMP(sticky="no"), r"GMP\(sticky='no'\): give True"),
+        (lambda m: fxprune.ST3(sigma=0.5), r"ST3\(sigma=0.5\): give True"),
+        (lambda m: fxprune.prepare(TWO, method=fxprune.GMP(schedule="cubic")), "schedule='cubic': give"),
+        (
+            lambda m: fxprune.prepare(TWO, target=fxprune.Sparsity(0.5, overrides={3: 0.5})),
+            "overrides takes names, glo",
+        ),
+    ],
+)
+def test_options_of_another_kind_are_refused_where_they_are_given(call, message: str) -> None:
+    with pytest.raises(FxpruneError, match=message):
+        call(make(fxprune.Feather(), "channel"))

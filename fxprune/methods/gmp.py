@@ -11,6 +11,7 @@ code sets weights to zero, which momentum moves again.
 
 from dataclasses import dataclass
 
+from fxprune.errors import TargetError
 from fxprune.methods.base import Method
 
 
@@ -19,6 +20,10 @@ class GMP(Method):
     """Gradual magnitude pruning; `sticky` masks only ever close."""
 
     sticky: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sticky, bool):
+            raise TargetError(f"GMP(sticky={self.sticky!r}): give True, for masks that only ever close, or False")
 
     @property
     def remembers(self) -> bool:

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fxprune.errors import TargetError
 from fxprune.methods.base import Method
 from fxprune.methods.gate import power_gate
 from fxprune.methods.schedule import Cubic
@@ -28,6 +29,10 @@ class ST3(Method):
     schedule: Cubic = field(default=Cubic(5 / 160, 0.5), kw_only=True)
     rescales: ClassVar[bool] = True
     sigma: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sigma, bool):
+            raise TargetError(f"ST3(sigma={self.sigma!r}): give True, for layers on one scale, or False")
 
     def gate(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
         return power_gate(magnitude, threshold, 1.0)

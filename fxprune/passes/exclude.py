@@ -24,9 +24,8 @@ def find_excluded(model: nn.Module, patterns: Sequence[Pattern], option: str = "
         raise PatternError(f"{option}={shown} is one pattern, or none; give a list: {option}=[{shown}]")
     excluded: set[str] = set()
     for pattern in patterns:
-        owners = [
-            name for name, module in model.named_modules(remove_duplicate=False) if matches(pattern, name, module)
-        ]
+        modules = model.named_modules(remove_duplicate=False)
+        owners = [name for name, module in modules if matches(pattern, name, module, option)]
         named = {n for n, _ in all_parameters(model) if isinstance(pattern, str) and fnmatch.fnmatchcase(n, pattern)}
         if not owners and not named:
             known = ", ".join([n for n, _ in model.named_modules() if n][:5])
@@ -49,7 +48,7 @@ def all_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(model.named_parameters(remove_duplicate=False))
 
 
-def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
+def matches(pattern: Pattern, name: str, module: nn.Module, option: str = "exclude") -> bool:
     """Whether one pattern matches one module."""
     if isinstance(pattern, str):
         return bool(name) and fnmatch.fnmatchcase(name, pattern)
@@ -61,5 +60,5 @@ def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
         except TypeError as error:
             raise PatternError(f"the predicate {pattern!r} cannot be called with (name, module): {error}") from error
     raise PatternError(
-        f"exclude takes names, globs, types of modules and predicates of (name, module); not {pattern!r}"
+        f"{option} takes names, globs, types of modules and predicates of (name, module); not {pattern!r}"
     )
