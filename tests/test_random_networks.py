@@ -22,6 +22,7 @@ STEPS = st.one_of(
     st.tuples(st.just("grouped")),
     st.tuples(st.just("depthwise")),
     st.tuples(st.just("gate")),
+    st.tuples(st.just("neighbours"), st.sampled_from([3, 5]), st.sampled_from([1, 2])),
     st.tuples(st.just("pool"), st.sampled_from(["max", "average", "counted"])),
     st.tuples(st.just("norm"), st.sampled_from(["batch", "layer", "group", "instance", "rms", "spelled", "unit"])),
     st.tuples(
@@ -72,6 +73,11 @@ class RandomNetwork(nn.Module):
             self.layers[key] = nn.Conv2d(width, width, 3, padding=1, groups=width)
         if kind == "gate":
             self.layers[key] = nn.Sequential(nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1), nn.Sigmoid())
+        if kind == "neighbours":
+            kernel, hidden = options
+            first = nn.Conv1d(1, hidden, kernel, padding=kernel // 2)
+            second = [nn.Conv1d(hidden, 1, 3, padding=2, dilation=2)] if hidden > 1 else []
+            self.layers[key] = nn.Sequential(first, *second, nn.Sigmoid())
         if kind == "norm":
             self.add_norm(key, options[0], width)
         if kind == "attention":
@@ -130,6 +136,8 @@ class RandomNetwork(nn.Module):
             return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w) if c % 2 == 0 else x.flip(1)
         if kind == "gate":
             return x * layer(x.mean((2, 3), keepdim=True))
+        if kind == "neighbours":
+            return x * layer(x.mean((2, 3)).view(b, 1, -1)).view(b, -1, 1, 1)
         if kind == "pool":
             return {
                 "max": lambda: F.max_pool2d(x, 3, 1, 1),

@@ -32,6 +32,9 @@ RAGGED = object()
 """Stands for a result that has no dense form; only the selection that replaces a chain of moves passes it by."""
 
 
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
 ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
 
 
@@ -73,7 +76,7 @@ class Mender:
 
     def mend(self, node: fx.Node) -> None:
         """Run a node as it is; else with other literals; else as a selection."""
-        old = self.originals.get(node)
+        old, self.meta = self.originals.get(node), node.meta
         if node.op in ("placeholder", "get_attr", "output") or old is None:
             self.env[node] = self.attempt(node)
             return
@@ -84,6 +87,8 @@ class Mender:
             return
         if self.is_ragged(self.values[old]):
             self.env[node] = RAGGED
+            return
+        if node.target in CONVOLUTIONS and self.spread(node, old):
             return
         self.keep_meaning(node, old)
         if old in self.channels.elementwise and isinstance(
@@ -129,6 +134,33 @@ class Mender:
         elif node.target is F.group_norm and 1 in alive:
             groups: Any = fx.node.map_arg(old.args[1], lambda n: self.values[n])
             node.update_arg(1, int(alive[1].view(groups, -1).any(1).sum()))
+
+    def spread(self, node: fx.Node, old: fx.Node) -> bool:
+        """Let a convolution along channels meet the neighbours that it had, zeros where these are gone.
+
+        What stays is spread over the places of the larger graph, and selected from the result. Says whether it was.
+        """
+        x, source, weight = operand(old, 0, "input"), operand(node, 0, "input"), operand(node, 1, "weight")
+        kept = self.plan.alive_along(self.channels, self.values[x])
+        near = [d for d, keep in kept.items() if d > 1 and not keep.all() and self.env[weight].size(d) > 1]
+        if not near or self.env[source] is RAGGED:
+            return False
+        wide = source
+        for dim in near:
+            places = kept[dim].to(torch.int64).cumsum(0) - 1
+            wide = self.emit_selection(node, [wide], [int(kept[dim].sum())], dim, places.where(kept[dim], -1))
+            self.originals[wide] = x
+        with self.graph.inserting_before(node):
+            chosen = self.graph.node_copy(node, lambda n: wide if n is source else n)
+        self.env[chosen], self.originals[chosen] = self.attempt(chosen), old
+        result = self.plan.alive_along(self.channels, self.values[old])
+        for dim in near:
+            places = result[dim].nonzero().reshape(-1)
+            chosen = self.emit_selection(node, [chosen], [len(result[dim])], dim, places)
+            self.originals[chosen] = old
+        node.replace_all_uses_with(chosen)
+        self.env[node] = self.env[chosen]
+        return True
 
     def attempt(self, node: fx.Node) -> Any:
         """Run a node on shadows; return the error if it raises one, or if it needs what has no dense form."""
@@ -409,12 +441,12 @@ class Mender:
                 x = self.emit(torch.index_select, (x, dim, self.emit_index(middle)))
             if front or back + 1 < len(shift):
                 x = self.emit(F.pad, (x, [0, 0] * (rank - 1 - dim) + [front, len(shift) - 1 - back]))
-        x.meta = dict(node.meta)
         return x
 
     def emit(self, function: Any, args: tuple[Any, ...]) -> fx.Node:
         """Add a call to the graph, and run it."""
         made = self.graph.call_function(function, args)
+        made.meta = dict(self.meta)
         self.env[made] = self.attempt(made)
         return made
 
@@ -425,8 +457,16 @@ class Mender:
         self.compact.register_buffer(name, index.to(device))
         self.run.add_parameter(name, getattr(self.compact, name), ())
         made = self.graph.get_attr(name)
+        made.meta = dict(self.meta)
         self.env[made] = self.attempt(made)
         return made
+
+
+def operand(node: fx.Node, position: int, name: str) -> fx.Node:
+    """Give the tensor that a call takes at a position or by name."""
+    given = node.args[position] if len(node.args) > position else node.kwargs[name]
+    assert isinstance(given, fx.Node)
+    return given
 
 
 def is_strided(t: Any) -> bool:

@@ -15,6 +15,7 @@ from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, varying
 aten = torch.ops.aten
 
 MIXES = "a matrix product mixes a dimension of channels"
+MIXES_BY_KERNEL = "convolution mixes a dimension of channels"
 NO_CHANNELS = "a kernel has no channels along its height and width"
 
 
@@ -23,7 +24,12 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
     x, weight, bias = call.args[:3]
     transposed, groups = call.argument("transposed"), call.argument("groups")
     kernel_rows, kernel_columns = (1, 0) if transposed else (0, 1)
-    inputs, batch = take_channels(table, x, 1, {0, *pointwise_dims(call)}, "convolution mixes a dimension of channels")
+    near = neighbour_dims(call)
+    inputs, batch = take_channels(table, x, 1, {0, *pointwise_dims(call), *near}, MIXES_BY_KERNEL)
+    for t in batch:
+        if near & set(varying(t)):
+            single = len(varying(t)) == 1
+            table.mix(t.reshape(-1), MIXES_BY_KERNEL) if single else table.pin(t, MIXES_BY_KERNEL)
     rows, rest = take_channels(table, weight, kernel_rows, {kernel_columns}, NO_CHANNELS)
     own = columns = channel_ids(table, rest, kernel_columns, weight.size(kernel_columns))
     inputs = inputs.view(groups, -1)
@@ -237,6 +243,19 @@ def pointwise_dims(call: Call) -> set[int]:
     """The dimensions along which a convolution works position by position, so that channels may lie along them."""
     sizes = zip(call.args[1].shape[2:], call.argument("stride"), call.argument("padding"), strict=False)
     return {dim for dim, (kernel, stride, padding) in enumerate(sizes, 2) if (kernel, stride, padding) == (1, 1, 0)}
+
+
+def neighbour_dims(call: Call) -> set[int]:
+    """The dimensions along which a convolution takes in neighbours and gives one result for each position.
+
+    Channels that lie along them, as in efficient channel attention (ECA), keep their places: see `Mender.spread`.
+    """
+    x, weight = call.args[:2]
+    out = call.outputs[0]
+    if call.argument("transposed"):
+        return set()
+    alike = (d for d in range(2, x.dim()) if weight.size(d) > 1 and out.size(d) == x.size(d))
+    return {d for d in alike if call.argument("stride")[d - 2] == 1}
 
 
 def mixes_border(call: Call) -> bool:

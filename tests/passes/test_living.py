@@ -106,6 +106,21 @@ def involve(m: nn.Module, x: Tensor) -> Tensor:
     return (m.c(x).unflatten(1, (4, 9)).unsqueeze(2) * patches).sum(3).flatten(1, 2)
 
 
+def efficient_attention(m: nn.Module, x: Tensor) -> Tensor:
+    """A gate for each channel, from its mean and those of its neighbours (ECA)."""
+    y = x.mean((2, 3)).unsqueeze(1)
+    return x * m.c(y).transpose(1, 2).sigmoid().unsqueeze(-1)
+
+
+def efficient_attention_twice(m: nn.Module, x: Tensor) -> Tensor:
+    y = F.conv1d(input=x.mean((2, 3)).view(len(x), 1, -1), weight=m.w, bias=m.b, padding="same", dilation=2)
+    return x * m.c(y.relu()).view(len(x), -1, 1, 1)
+
+
+def efficient_attention_of_pixels(m: nn.Module, x: Tensor) -> Tensor:
+    return x + m.c(x.flatten(2).unsqueeze(1)).view(x.shape).tanh()
+
+
 def shuffle(x: Tensor) -> Tensor:
     return x.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)
 
@@ -177,6 +192,12 @@ LIVING: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "context": (net(lambda m, x: x + (x.flatten(2) @ m.c(x).flatten(2).softmax(2).mT)[..., None], c=one(16, 1)), 28),
     "non-local": (net(non_local, q=one(16, 8), k=one(16, 8), v=one(16, 8), o=one(8, 16)), 44),
     "selective kernels": (net(select_kernels, c=one(), d=lambda: nn.Linear(16, 32)), 28),
+    "efficient channel attention": (
+        net(efficient_attention, c=lambda: nn.Conv1d(1, 1, 5, padding=2, bias=False)), 28),
+    "efficient channel attention, twice": (
+        net(efficient_attention_twice, c=lambda: nn.Conv1d(4, 1, 3, padding=1), w=table(4, 1, 3), b=table(4)), 32),
+    "efficient channel attention, of pixels": (
+        net(efficient_attention_of_pixels, c=lambda: nn.Conv2d(1, 1, 3, padding=1)), 28),
     "global response norm": (net(gate_by_norm, g=table(1, 16, 1, 1)), 28),
     "involution": (net(involve, c=one(16, 36)), 16),
     "standardised weights": (net(standardise, c=one()), 44),
@@ -246,6 +267,15 @@ PINNING: dict[str, tuple[Body, str]] = {
     "least norm": (lambda m, x: x * torch.linalg.vector_norm(x, -1, dim=1, keepdim=True), "linalg_vector_norm"),
     "norm over images": (lambda m, x: F.layer_norm(x, x.shape[1:]), "native_layer_norm"),
     "pooled channels": (lambda m, x: F.avg_pool1d(x.flatten(2).mT, 3, 1, 1).mT.view_as(x), "mixes a dimension"),
+    "circular neighbours": (
+        lambda m, x: (
+            x
+            * F.conv1d(F.pad(x.mean((2, 3))[:, None], (1, 1), mode="circular"), torch.ones(1, 1, 3).to(x)).view(
+                len(x), -1, 1, 1
+            )
+        ),
+        "convolution mixes a dimension",
+    ),
     "Fourier": (lambda m, x: torch.fft.fft(x, dim=1).real, "_fft"),
     "distances": (lambda m, x: x * torch.cdist(x.flatten(2), x.flatten(2)).mean(2)[..., None, None], "_cdist"),
 }
