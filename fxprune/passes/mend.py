@@ -146,6 +146,7 @@ class Mender:
         if not near or self.env[source] is RAGGED:
             return False
         wide = source
+        self.originals.setdefault(source, x)  # where closed channels that stay are muted in front of it
         for dim in near:
             places = kept[dim].to(torch.int64).cumsum(0) - 1
             wide = self.emit_selection(node, [wide], [int(kept[dim].sum())], dim, places.where(kept[dim], -1))
