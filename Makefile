@@ -20,7 +20,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
 zoo: $(VENV)/ready
-	$(BIN)/python -m pytest -m zoo tests/zoo
+	$(BIN)/python -m pytest -m zoo
 
 # Hours: every model of torchvision, one of each architecture of timm, and transformers; goes on where it was broken off.
 coverage: $(VENV)/ready
