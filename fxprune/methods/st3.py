@@ -6,8 +6,9 @@ Training?, WACV 2023.
     q = c * sign(w) * (|w| - tau) where |w| > tau, else 0;        dL/dw = dL/dq, without c and without the mask
     c = 1.01 / (s + 0.01),      s = (mean |w| of what stays + 1e-6) / (mean |w| + 1e-6)
 
-per output channel. A whole output channel has s = 1, so at channel granularity c is one number a layer. The
-published schedule runs from epoch 5 to 80 of 160. Deviation: no ten epochs with a fixed mask at the end.
+per output channel. A whole output channel has s = 1, so at channel granularity c is one number a layer; there scores
+are divided by their layer's mean anyway, and sigma changes nothing. The published schedule runs from epoch 5 to 80 of
+160. Deviation: no ten epochs with a fixed mask at the end.
 """
 
 import math
