@@ -222,7 +222,7 @@ class TracedModel(nn.Module):
         TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
         clone.steps = self.steps
         for name, value in vars(self).items():
-            if name not in vars(clone):
+            if name not in vars(clone) and name != "_compiled_call_impl":  # copies of modules are not compiled
                 setattr(clone, name, copy.deepcopy(value, memo))
         for own, its in zip(self.runs, clone.runs, strict=True):
             if own.codes:

@@ -68,6 +68,20 @@ def test_a_prepared_model_compiles_in_one_graph_in_both_modes(granularity: str) 
         torch.testing.assert_close(prepared(x), mine, rtol=1e-12, atol=1e-12)
 
 
+def test_a_model_that_was_compiled_in_place_converts_and_its_copies_are_not_compiled() -> None:
+    torch._dynamo.reset()
+    prepared, x = prepare("channel"), varied_images(2, 3, 8)
+    fxprune.Scheduler(prepared, total_steps=1).step()
+    prepared.compile(backend="eager")
+    prepared(x)
+    compact = fxprune.convert(prepared)
+    compact.compile(backend="eager")
+    compact(x)
+    clone = copy.deepcopy(compact)
+    assert clone._compiled_call_impl is None
+    torch.testing.assert_close(clone.float()(x.float()).double(), prepared(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_under_autocast_reaches_every_weight() -> None:
     prepared = fxprune.prepare(build().float(), torch.randn(2, 3, 8, 8))
     fxprune.Scheduler(prepared, total_steps=1).step()
