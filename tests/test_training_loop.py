@@ -70,7 +70,7 @@ def test_a_prepared_model_compiles_in_one_graph_in_both_modes(granularity: str) 
 
 def test_a_model_that_was_compiled_in_place_converts_and_its_copies_are_not_compiled() -> None:
     torch._dynamo.reset()
-    prepared, x = prepare("channel"), varied_images(2, 3, 8)
+    prepared, x = prepare("channel").eval(), varied_images(2, 3, 8)
     fxprune.Scheduler(prepared, total_steps=1).step()
     prepared.compile(backend="eager")
     prepared(x)
