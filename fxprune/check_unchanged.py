@@ -6,9 +6,7 @@ graphs has to ask.
 
 from __future__ import annotations
 
-from torch import nn
-
-from fxprune.compile_graph import find_called
+from fxprune.compile_graph import describe, find_called
 from fxprune.errors import FxpruneError
 from fxprune.model import PreparedModel, TracedModel, find_parts
 
@@ -44,16 +42,13 @@ def check_layers(compact: TracedModel, call: str) -> None:
     """
     for run in compact.runs:
         for training, code in run.codes.items():
-            for node in (run.region.train if training else run.region.eval).nodes:
-                path = code.layers.get(node.name)
-                if path is not None and find_called(node, compact) != path:
-                    raise FxpruneError(
-                        f"the layer {path} is not the one that fxprune.convert made any more; it became "
-                        f"{describe(compact.get_submodule(path))}, and {call} takes what conversion made: call it "
-                        "before such a change, or undo the change"
-                    )
-
-
-def describe(module: nn.Module) -> str:
-    """Name a module's kind and settings, without what lies inside of it."""
-    return f"{module._get_name()}({module.extra_repr()})"
+            nodes = (run.region.train if training else run.region.eval).nodes
+            layers = [(code.layers[node.name], node) for node in nodes if node.name in code.layers]
+            changed = [path for path, node in layers if find_called(node, compact) != path]
+            changed += [path for path, was in code.modules.items() if describe(compact.get_submodule(path)) != was]
+            if changed:
+                raise FxpruneError(
+                    f"the layer {changed[0]} is not the one that fxprune.convert made any more; it became "
+                    f"{describe(compact.get_submodule(changed[0]))}, and {call} takes what conversion made: call it "
+                    "before such a change, or undo the change"
+                )

@@ -25,24 +25,41 @@ class GraphCode(NamedTuple):
     run: Callable[..., Any]
     source: str
     layers: Mapping[str, str]  # the paths of the layers that are called, by the names of the nodes
+    modules: Mapping[str, str]  # what the other modules were that are called, by their paths
 
 
-def compile_graph(graph: fx.Graph, model: nn.Module, layers: Mapping[str, str] | None = None) -> GraphCode:
+def compile_graph(graph: fx.Graph, model: nn.Module, known: GraphCode | None = None) -> GraphCode:
     """Turn a graph over the parameters of a model into code.
 
-    A copy of a model calls the `layers` that the model calls, whatever its owner has made of them since.
+    A copy of a model calls the layers that the model calls, as its code is `known`, whatever became of them since.
     """
-    layers = find_layers(graph, model) if layers is None else layers
+    layers = find_layers(graph, model) if known is None else known.layers
+    modules = describe_called(graph, model) if known is None else known.modules
     code = call_layers(graph, layers).python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, GRAPH_FILE, "exec"), namespace)
-    return GraphCode(namespace["forward"], code.src, layers)
+    return GraphCode(namespace["forward"], code.src, layers, modules)
 
 
 def find_layers(graph: fx.Graph, model: nn.Module) -> dict[str, str]:
     """Find the functions that take exactly what layers of the model hold: paths by the names of the nodes."""
     found = {node.name: find_called(node, model) for node in graph.nodes}
     return {name: path for name, path in found.items() if path is not None}
+
+
+def describe_called(graph: fx.Graph, model: nn.Module) -> dict[str, str]:
+    """Describe what the modules compute that the graph calls itself, by their paths."""
+    paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    return {path: describe(model.get_submodule(path)) for path in paths}
+
+
+def describe(module: nn.Module) -> str:
+    """Name a module's kind and the settings that decide what it computes, without what lies inside of it."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return type(module).__name__
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return f"{module._get_name()}({module.num_features}, eps={module.eps})"
+    return f"{module._get_name()}({module.extra_repr()})"
 
 
 def call_layers(graph: fx.Graph, layers: Mapping[str, str]) -> fx.Graph:

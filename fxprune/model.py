@@ -226,7 +226,7 @@ class TracedModel(nn.Module):
                 setattr(clone, name, copy.deepcopy(value, memo))
         for own, its in zip(self.runs, clone.runs, strict=True):
             if own.codes:
-                its.compile({training: code.layers for training, code in own.codes.items()})
+                its.compile(own.codes)
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
@@ -256,12 +256,12 @@ class RegionForward:
             error.add_note(explain_failure(error, self.region.train if training else self.region.eval, code.source))
             raise
 
-    def compile(self, layers: Mapping[bool, Mapping[str, str]] | None = None) -> None:
-        """Turn the graphs into functions; a copy's call the `layers` that those of the original call, by mode."""
-        layers, train = layers or {}, self.region.train
-        code = compile_graph(self.region.eval, self.model, layers.get(False))
+    def compile(self, known: Mapping[bool, GraphCode] | None = None) -> None:
+        """Turn the graphs into functions; a copy's call what those of the original call, `known` by mode."""
+        known, train = known or {}, self.region.train
+        code = compile_graph(self.region.eval, self.model, known.get(False))
         shared = train is self.region.eval
-        self.codes = {False: code, True: code if shared else compile_graph(train, self.model, layers.get(True))}
+        self.codes = {False: code, True: code if shared else compile_graph(train, self.model, known.get(True))}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place

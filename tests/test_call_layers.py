@@ -210,6 +210,33 @@ def test_what_goes_by_the_graph_refuses_layers_that_were_changed(
     assert not (tmp_path / "changed.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda m: setattr(m.get_submodule("1"), "eps", 0.5), "1"),
+        (lambda m: m.register_module("2", nn.GELU()), "2"),
+        (lambda m: setattr(m.get_submodule("1"), "momentum", 0.5), None),
+        (lambda m: setattr(m.get_submodule("5"), "p", 0.5), None),
+    ],
+)
+def test_a_file_holds_modules_as_conversion_made_them(change, refused: str | None, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
+            nn.Linear(8, 5),
+        )  # fmt: skip
+
+    x = torch.randn(2, 3, 16, 16)
+    compact = convert_net(build(), x).eval()
+    change(compact)
+    if refused is not None:
+        with pytest.raises(FxpruneError, match=f"the layer {refused} is not the one that .* undo the change"):
+            fxprune.save(copy.deepcopy(compact), tmp_path / "file.safetensors")
+        return
+    fxprune.save(compact, tmp_path / "file.safetensors")
+    assert torch.equal(fxprune.load(build(), tmp_path / "file.safetensors").eval()(x), compact(x))
+
+
 def test_a_model_that_holds_a_method_of_its_own_is_copied() -> None:
     x = torch.randn(2, 3, 16, 16)
     compact = convert_net(Net(), x)
