@@ -21,7 +21,7 @@ from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
 from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.guards import check_guard
-from fxprune.passes.literals import Arithmetic, find_literals, replace_literals
+from fxprune.passes.literals import Arithmetic, find_literals, mark_dims, replace_literals
 from fxprune.passes.moved_elements import find_selection, is_table, number, step
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
@@ -143,7 +143,7 @@ class Mender:
         x, source, weight = operand(old, 0, "input"), operand(node, 0, "input"), operand(node, 1, "weight")
         kept = self.plan.alive_along(self.channels, self.values[x])
         near = [d for d, keep in kept.items() if d > 1 and not keep.all() and self.env[weight].size(d) > 1]
-        if not near or self.env[source] is RAGGED:
+        if not near or not isinstance(self.env[source], Tensor):
             return False
         wide = source
         self.originals.setdefault(source, x)  # where closed channels that stay are muted in front of it
@@ -262,7 +262,7 @@ class Mender:
     def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
         """Put other sizes where sizes and bounds stand as literals, in each combination, until the result fits."""
         args, kwargs = node.args, node.kwargs
-        plain = fx.node.map_arg((args, kwargs), self.as_arithmetic)
+        plain = fx.node.map_arg(mark_dims(node, args, kwargs), self.as_arithmetic)
         literals = list(find_literals(plain))
         alive = self.alive_around(old)
         choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]

@@ -141,3 +141,48 @@ def test_nothing_closed_changes_nothing(granularity: str) -> None:
     compact = fxprune.convert(prepared)
     assert compact.report.units_removed == 0
     torch.testing.assert_close(compact.state_dict(), Small().state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_roll_over_channels_stays_one_over_channels(batch: int) -> None:
+    """Rolling a batch of two by two is nothing at all, and says nothing of other batches."""
+
+    class Rolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).roll(2, 1).relu())
+
+    torch.manual_seed(0)
+    prepared = fxprune.prepare(Rolled().double(), varied_images(batch, 3, 8))
+    prepared.fxprune.set_gates(torch.tensor([1.0] * 6 + [0.0] * 2))
+    compact = fxprune.convert(prepared)
+    assert compact.first.out_channels == 6
+    assert relative_error(prepared, compact, varied_images(3, 3, 8, 1)) < 1e-12
+
+
+def test_what_is_muted_twice_is_muted_by_two_buffers() -> None:
+    """Of a grouped layer closed channels stay, which a norm over channels has to leave out, then and once more."""
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1, groups=4)
+            self.norm, self.last = nn.GroupNorm(1, 16), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.second(self.first(x))))
+
+    torch.manual_seed(0)
+    model, x = Grouped().double(), varied_images(2, 3, 8)
+    randomise(model)
+    for seed in range(4):
+        once = fxprune.prepare(model, x, target=fxprune.Sparsity(0.5, least=0))
+        close_units(once, 0.6, seed)
+        compact = fxprune.convert(once)
+        twice = fxprune.prepare(compact, x, target=fxprune.Sparsity(0.5, least=0))
+        close_units(twice, 0.3, seed)
+        other = varied_images(3, 3, 8, 1)
+        torch.testing.assert_close(fxprune.convert(twice)(other), twice(other), rtol=1e-12, atol=1e-12)
