@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,7 @@ class Surgery:
         self.copies = self.model.graphs.pair_nodes(self.compact.graphs)
         self.originals = {new: old for old, new in self.copies.items()}
         self.shadows = dict(self.channels.parameters)
+        self.added: set[str] = set()  # names of new buffers
 
     def carry_constants(self) -> None:
         """Put what dead inputs add to their readers into biases, and at padded borders into one column."""
@@ -77,8 +79,8 @@ class Surgery:
             units = self.channels.units[muted.ids]
             operand = self.channels.find_operand(muted.node, muted.ids)
             if operand is not None:
-                name = f"open_{muted.node.name}_{muted.number}"
-                self.add_buffer(name, (~self.plan.closed[units]).double(), (muted.ids,))
+                is_open = (~self.plan.closed[units]).double()
+                name = self.add_buffer(f"open_{muted.node.name}_{muted.number}", is_open, (muted.ids,))
                 folded = muted.ids.dim() > 1
                 use_living(self.copies[muted.node], self.copies[operand[0]], operand[1], name, folded=folded)
 
@@ -109,9 +111,8 @@ class Surgery:
         """Read a buffer where a node always gives the same."""
         node = self.copies[old]
         values = self.channels.values[self.before.index(old.graph)]
-        name = f"constant_{node.name}"
         ids = tuple(t for t in values[old].ids if all(value.size(d) == t.size(d) for d in varying(t)))
-        self.add_buffer(name, value, ids)
+        name = self.add_buffer(f"constant_{node.name}", value, ids)
         with node.graph.inserting_before(node):
             made = node.graph.get_attr(name)
         for user in list(node.users):
@@ -119,10 +120,24 @@ class Surgery:
                 user.target = OUT_OF_PLACE[user.target]
             user.replace_input_with(node, made)
 
-    def add_buffer(self, name: str, value: Tensor, ids: Ids) -> None:
-        """Add a buffer to the smaller model, of its parameters' type, whose channels have these ids."""
-        self.compact.register_buffer(name, value.to(next(self.compact.parameters())).clone())
+    def add_buffer(self, name: str, value: Tensor, ids: Ids) -> str:
+        """Add a buffer to the smaller model, of its parameters' type, whose channels have these ids; return its name.
+
+        An earlier conversion may have added one of that name, which the graph reads; both modes share theirs.
+        """
+        value = value.to(next(self.compact.parameters())).clone()
+        names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
+        name = next(each for each in names if not hasattr(self.compact, each) or self.has_added(each, value))
+        if name in self.added:
+            return name
+        self.added.add(name)
+        self.compact.register_buffer(name, value)
         self.shadows[name] = Shadow(tuple(value.shape), ids, None)
+        return name
+
+    def has_added(self, name: str, value: Tensor) -> bool:
+        """Whether this very buffer was added for the other mode."""
+        return name in self.added and torch.equal(getattr(self.compact, name), value)
 
     def slice_parameters(self) -> None:
         """Cut the dead indexes out of every parameter and buffer, in place: tied parameters stay tied."""

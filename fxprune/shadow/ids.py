@@ -203,6 +203,8 @@ def spread_positions(values: Tensor, size: int) -> Tensor:
     """Give each of the `size` positions its channel's value; one value for each position stays as it is."""
     if values.dim() == 1:
         return values
+    if values.numel() == 1:
+        return values.reshape(1).expand(size)
     positions = size // values.numel()
     return values.expand([positions if length == 1 else length for length in values.shape]).reshape(-1)
 
