@@ -85,7 +85,7 @@ def prepare(
         TargetError: nothing is left to prune, the target is out of reach, or the granularity is unknown.
         ExportError: the runtime of a `Latency` is unknown or not installed (RuntimeUnavailable), or refuses the model.
     """
-    method = method or Feather()
+    method = Feather() if method is None else method
     check_arguments(model, method, target, granularity, heads, shapes)
     target = target or (Sparsity(0.5) if method.takes_target else None)
     if target is not None and method.uniform:
