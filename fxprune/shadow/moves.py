@@ -139,10 +139,13 @@ def join_parts(parts: list[Tensor], tensors: list[ShadowTensor], dim: int, stack
 def pad_ids(table: IdTable, call: Call) -> list[Ids]:
     """Padding along the ids' own dimension makes new ids (a constant), along any other it repeats them."""
     source, pads = call.tensors[0], call.args[1]
+    padded_dims = {-1 - i // 2 for i, p in enumerate(pads) if p}
+    single = len(padded_dims) == 1 and all(source.size(d) == 1 for d in padded_dims)
     result = []
     for t in source.ids:
         t = align(t, source.dim())
-        kept = [p if t.size(-1 - i // 2) > 1 else 0 for i, p in enumerate(pads)]
+        lone = single and t.numel() == 1  # the one channel that a smaller graph has left
+        kept = [p if lone or t.size(-1 - i // 2) > 1 else 0 for i, p in enumerate(pads)]
         padded = F.pad(t, kept, value=-1)
         new = padded < 0
         padded[new] = table.take(int(new.sum()))

@@ -186,3 +186,27 @@ def test_what_is_muted_twice_is_muted_by_two_buffers() -> None:
         close_units(twice, 0.3, seed)
         other = varied_images(3, 3, 8, 1)
         torch.testing.assert_close(fxprune.convert(twice)(other), twice(other), rtol=1e-12, atol=1e-12)
+
+
+def test_a_padded_shortcut_gets_smaller_when_one_channel_is_left() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+            self.last = nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last((self.second(x) + nn.functional.pad(x, (0, 0, 0, 0, 2, 2))).relu())
+
+    torch.manual_seed(0)
+    prepared = fxprune.prepare(Padded().double(), varied_images(2, 3, 8))
+    assert len(prepared.fxprune.gates) == 8  # two zeros, the four channels, two zeros
+    rows = prepared.fxprune.slices[[place.parameter for place in prepared.fxprune.slices].index("second.weight")].index
+    gates = torch.zeros(8)
+    gates[rows[[0, 3]]] = 1.0  # one of the zeros' and one of the channels
+    prepared.fxprune.set_gates(gates)
+    compact = fxprune.convert(prepared)
+    assert (compact.first.out_channels, compact.second.out_channels) == (1, 2)
+    assert not compact.report.kept
+    assert relative_error(prepared, compact, varied_images(3, 3, 6, 1)) < 1e-12
