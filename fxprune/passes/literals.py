@@ -45,6 +45,7 @@ def find_dims(name: str) -> frozenset[int]:
 
 
 def mark(tree: Any) -> Any:
+    """Mark all whole numbers inside one argument."""
     if isinstance(tree, (tuple, list)):
         return type(tree)(map(mark, tree))
     return Dim(tree) if type(tree) is int else tree

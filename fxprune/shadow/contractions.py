@@ -28,8 +28,8 @@ def convolve(table: IdTable, call: Call) -> list[Ids]:
     inputs, batch = take_channels(table, x, 1, {0, *pointwise_dims(call), *near}, MIXES_BY_KERNEL)
     for t in batch:
         if near & set(varying(t)):
-            single = len(varying(t)) == 1
-            table.mix(t.reshape(-1), MIXES_BY_KERNEL) if single else table.pin(t, MIXES_BY_KERNEL)
+            note = table.mix if len(varying(t)) == 1 else table.pin
+            note(t.reshape(-1), MIXES_BY_KERNEL)
     rows, rest = take_channels(table, weight, kernel_rows, {kernel_columns}, NO_CHANNELS)
     own = columns = channel_ids(table, rest, kernel_columns, weight.size(kernel_columns))
     inputs = inputs.view(groups, -1)
