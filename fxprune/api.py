@@ -18,7 +18,7 @@ from fxprune.masks import GRANULARITIES, Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.targets import Latency, Sparsity, Target
-from fxprune.model import RESERVED, Inputs, PreparedModel, TracedModel, as_inputs
+from fxprune.model import RESERVED, Inputs, PreparedModel, TracedModel, as_inputs, find_tensor
 from fxprune.passes.align_widths import find_padding
 from fxprune.passes.analyse import Channels, analyse
 from fxprune.passes.bake_masks import bake_masks, bake_parametrizations, find_closed
@@ -187,6 +187,9 @@ def convert(
         error=error,
         method=None if masks is None else repr(masks.method),
         target=None if masks is None or masks.target is None else repr(masks.target),
+        counted=None if masks is None else masks.counted,
+        masked=None if masks is None else masks.measure_closed(partial(find_tensor, source)),
+        asked=None if masks is None or masks.target is None else masks.target.share,
     )
     result = compact if into is None else resize_original(into, compact, inputs)
     result.report = report

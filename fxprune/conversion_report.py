@@ -14,9 +14,16 @@ class Report:
     error: float | None  # largest output difference, relative to the outputs' range; None if not checked
     method: str | None = None  # that of the prepared model, as its call is written
     target: str | None = None
+    counted: str | None = None  # of what the masks took a share: weights, stripes, units, or what the target names
+    masked: float | None = None  # that share
+    asked: float | None = None  # the share that the target asks for
 
     def __str__(self) -> str:
         lines = [f"{self.parameters_before:,} parameters became {self.parameters_after:,}"]
+        if self.counted is not None and self.masked is not None:
+            lines += [f"masks took {self.masked:.1%} of the {self.counted}"]
+            if self.asked is not None:
+                lines[-1] += f"; the target is {self.asked:.1%}"
         lines += [f"{self.units_removed:,} units went"]
         if not self.units_removed and not self.kept:
             lines[-1] += (

@@ -22,8 +22,8 @@ class WeightMask(nn.Module):
 
     Buffers: `threshold` (0-dim, this layer's tau; at 0 or less the weight passes unchanged); for methods that rescale
     `factor` (c, the size of the weight along `rows` and 1 elsewhere); for those that remember `kept` (bool, of the
-    gates' shape), which is the gate then. Methods that learn have the parameter `variable`, and say what q is; the
-    buffer `progress` tells them which share of the training is over.
+    gates' shape), which is the gate then. Methods that learn have the parameter `variable`, at least float32, and say
+    what q is; the buffer `progress` tells them which share of the training is over.
     """
 
     threshold: Tensor
@@ -55,12 +55,15 @@ class WeightMask(nn.Module):
         inside = torch.ones(gates, dtype=dtype, device=device) if rectangles else None
         self.register_buffer("inside", inside)
         self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
-        self.variable = nn.Parameter(method.make_variable(weight.detach(), shared)) if method.learns else None
+        self.variable = None
+        if method.learns:
+            self.variable = nn.Parameter(method.make_variable(weight.detach(), shared).to(dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
         refuse_piece(weight, self.parameter)
         if self.variable is not None and self.progress is not None:
-            return self.method.mask(weight, self.variable, self.threshold, self.progress, self.training)
+            masked = self.method.mask(weight, self.variable, self.threshold, self.progress, self.training)
+            return masked.to(weight.dtype)
         masked = self._mask(weight)
         if self.closed_gradient == 1:
             return straight_through(weight, masked)
@@ -93,6 +96,10 @@ class WeightMask(nn.Module):
             _mean_along(magnitude * self._is_open(weight), self.rows), _mean_along(magnitude, self.rows)
         )
         self.factor.copy_(factor.view_as(self.factor))
+
+    def list_zeros(self, masked: Tensor) -> Tensor:
+        """Say which gates, of the shape that they have, leave nothing of a masked weight."""
+        return (masked == 0).all(self.shared) if self.shared else masked == 0
 
     @torch.no_grad()
     def measure_stripes(self, weight: Tensor) -> Tensor:

@@ -193,6 +193,25 @@ class Masks(nn.Module):
         else:
             self._refresh_weights(parameters, sparsity)
 
+    @property
+    def counted(self) -> str:
+        """What a target takes its share of; without one, all gates."""
+        if self.target is not None and self.target.cost != "gates":
+            return self.target.cost
+        return "units" if self.granularity == "channel" else f"{self.granularity}s"
+
+    @torch.no_grad()
+    def measure_closed(self, find_masked: Callable[[str], Tensor]) -> float:
+        """Give the share of what is `counted` that is gone, where masked weights are those that are found by name."""
+        if isinstance(self.costs, UnitCosts):
+            return 1 - float(self.costs.cost(self.costs.count_open(self.gates)) / self.costs.total.clamp_min(1))
+        masks = {mask.parameter: mask.list_zeros(find_masked(mask.parameter)) for mask in self._weight_masks()}
+        closed = {name: int(zeros.sum()) for name, zeros in masks.items()}
+        sizes = {name: zeros.numel() for name, zeros in masks.items()}
+        if isinstance(self.costs, WeightCosts):
+            return self.costs.sum_costs(closed) / max(1, self.costs.count_total(sizes))
+        return sum(closed.values()) / max(1, sum(sizes.values()))
+
     @torch.no_grad()
     def set_gates(self, gates: Tensor) -> None:
         """Set the gates of all units ([units], 0 is closed) and hand them to the masks and to the norms' records."""
@@ -204,12 +223,13 @@ class Masks(nn.Module):
                 record.scatter(self.gates)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move and cast as the model does, but keep thresholds and gates at float32 or more where it turns to half."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for module in self.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point() and buffer.itemsize < 4:
-                    setattr(module, name, buffer.float())
+        """Move and cast as the model does, but nothing of it below float32: a half holds too few magnitudes apart."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.is_floating_point() and moved.itemsize < 4 else moved
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _refresh_weights(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:

@@ -65,7 +65,7 @@ def try_networks(
         check_reach_of_units(costs)
         masks.set_gates(prepared.fxprune.gates)
         masks.refresh(find_masked(network, masks), share)
-        left = torch.zeros_like(costs.size).index_add(0, costs.group, (masks.gates > 0).long())
+        left = costs.count_open(masks.gates)
         if any(torch.equal(left, other) for _, other in found):
             break  # no number of units comes closer
         predicted = float(costs.cost(left) / costs.total)

@@ -15,6 +15,7 @@ from fxprune.masks import Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
 from fxprune.methods.gmp import GMP
+from fxprune.methods.probmask import ProbMask
 from fxprune.methods.scores import Slice
 from fxprune.methods.st3 import ST3
 from fxprune.methods.targets import Sparsity
@@ -368,6 +369,16 @@ def test_a_methods_penalty_gets_the_scales_of_the_batch_norms() -> None:
 def test_a_penalty_of_an_unprepared_model_is_refused() -> None:
     with pytest.raises(FxpruneError, match=r"Linear has no masks; give the model that fxprune\.prepare returned"):
         penalty(nn.Linear(2, 2))
+
+
+def test_probabilities_of_zero_are_closed_though_they_are_more_than_the_target() -> None:
+    model = Masked(ProbMask(), 0.5, "weight").eval()
+    masks = {mask.parameter: mask for mask in model.fxprune.weight_masks.values()}
+    for mask in masks.values():
+        mask.variable.data.uniform_(0.1, 1).view(-1)[: int(0.7 * mask.variable.numel())] = 0
+    model.refresh(0.5)
+    for name, mask in masks.items():
+        assert torch.equal(mask(model.get_parameter(name)) == 0, mask.variable == 0)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])

@@ -6,6 +6,8 @@ in cache-sized blocks counts what lies above it and collects the few magnitudes 
 A sample that misleads costs more passes and never the exactness. What comes out depends on the weights alone: a
 bracket remembered from the last step was tried, and saves next to nothing over the sample.
 
+Equal magnitudes close together or not at all, whichever comes nearer to what was asked.
+
 Magnitudes are ordered as their bits are, read as an integer, so brackets are pairs of integers (low, high], with
 -1 for below everything. Where `torch.distributed` runs, all ranks hold the same weights and find the same T.
 """
@@ -36,7 +38,7 @@ def select_threshold(
     `weights` are named tensors of any shape, layout and floating type; `scales` divides a layer's magnitudes
     and is 1 for layers that it leaves out. The result is 0-dimensional, on the device of the first tensor, of
     type float32 or, if any weight is, float64. With distinct magnitudes exactly floor((N - 1) * sparsity) + 1
-    are <= T; with ties, all those equal to T are too. A sparsity of 0 or less gives 0: no threshold.
+    are <= T; of ties see `select_priced_threshold`. A sparsity of 0 or less gives 0: no threshold.
 
     Raises TargetError for a sparsity of 1 or more, FxpruneError for weights that are NaN or infinite.
     """
@@ -56,6 +58,10 @@ def select_priced_threshold(
 
     `prices` says what each weight of a layer costs, 1 for layers that it leaves out. All else is as for
     `select_threshold`; `closed` is at most what all weights cost, and 0 or less gives 0.
+
+    Where several magnitudes are equal to T and fewer would do, T stays just below them if that comes nearer to
+    `closed`, or if everything would close; 0 where nothing is below them. A T of zeros is the smallest normal
+    number instead, since 0 is no threshold.
     """
     device = next((weight.device for weight in weights.values()), torch.device("cpu"))
     dtype = torch.float32
@@ -71,7 +77,12 @@ def select_priced_threshold(
     ]
     total = sum(layer.flat.numel() * layer.price for layer in layers)
     number = sum(layer.flat.numel() for layer in layers)
-    return _find(_Search(layers, dtype, number, total, rank=(closed - 1) // unit)).to(device)
+    found = _find(_Search(layers, dtype, number, total, rank=(closed - 1) // unit))
+    threshold = max(found.value, torch.finfo(dtype).tiny)
+    beyond, missing = found.upto * unit - closed, closed - found.below * unit
+    if found.equal > 1 and beyond > 0 and (missing < beyond or found.upto == total):
+        threshold = _from_bits(_to_bits(found.value, dtype) - 1, dtype) if found.below else 0.0
+    return torch.tensor(threshold, dtype=dtype, device=device)
 
 
 def count_closed(total: int, share: float) -> int:
@@ -120,6 +131,13 @@ class _Point(NamedTuple):
     number: int  # and how many they are
 
 
+class _Found(NamedTuple):
+    value: float  # the threshold
+    below: int  # what the magnitudes below it cost
+    upto: int  # what those up to it cost
+    equal: int  # how many have this value
+
+
 class _Magnitudes(NamedTuple):
     values: Tensor
     prices: Tensor | None  # None where all are 1
@@ -132,7 +150,7 @@ class _Survey(NamedTuple):
 
 
 @torch.no_grad()
-def _find(search: _Search) -> Tensor:
+def _find(search: _Search) -> _Found:
     most = _to_bits(torch.finfo(search.dtype).max, search.dtype)
     floor, ceiling = _Point(-1, 0, 0), _Point(most, search.total, search.number)
     for deviations in itertools.count(3, 9):  # floor.upto <= rank < ceiling.upto, and every round brings them closer
@@ -144,9 +162,11 @@ def _find(search: _Search) -> Tensor:
             else:
                 ceiling = min(ceiling, point)
         if ceiling.bits - floor.bits == 1:
-            return torch.tensor(_from_bits(ceiling.bits, search.dtype), dtype=search.dtype)
+            return _Found(
+                _from_bits(ceiling.bits, search.dtype), floor.upto, ceiling.upto, ceiling.number - floor.number
+            )
         if survey.inside is not None and (floor, ceiling) == (survey.low, survey.high):
-            return _pick(survey.inside, search.rank - floor.upto)
+            return _describe(survey.inside, _pick(survey.inside, search.rank - floor.upto), floor.upto)
     raise AssertionError("unreachable")
 
 
@@ -278,6 +298,14 @@ def _pick(magnitudes: _Magnitudes, amount: int) -> Tensor:
         return magnitudes.values.kthvalue(amount + 1).values
     ordered, order = magnitudes.values.sort()
     return ordered[torch.searchsorted(magnitudes.prices[order].cumsum(0), amount, right=True)]
+
+
+def _describe(magnitudes: _Magnitudes, value: Tensor, lower: int) -> _Found:
+    """Say what lies below the value that was picked and up to it, where `lower` is what lies below all of these."""
+    is_below, is_equal = magnitudes.values < value, magnitudes.values == value
+    prices = magnitudes.prices if magnitudes.prices is not None else is_below.new_ones((), dtype=torch.int64)
+    below = lower + int((is_below * prices).sum())
+    return _Found(float(value), below, below + int((is_equal * prices).sum()), int(is_equal.sum()))
 
 
 def _flatten(weight: Tensor) -> Tensor:

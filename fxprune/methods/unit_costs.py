@@ -122,6 +122,10 @@ class UnitCosts(nn.Module):
         """Give the cost, int64 [...], of so many open units of each group, int64 [..., groups]."""
         return self._cost_terms(open_units).sum(-1) + self.constant
 
+    def count_open(self, gates: Tensor) -> Tensor:
+        """Give how many units of each group are open, int64 [groups], by the gates of all, [units]."""
+        return torch.zeros_like(self.size).index_add_(0, self.group, (gates > 0).long())
+
     def _cost_terms(self, open_units: Tensor) -> Tensor:
         """Give what each term costs, int64 [..., terms]."""
         lengths = self.base.expand(*open_units.shape[:-1], -1).clone()

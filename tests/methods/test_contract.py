@@ -62,12 +62,11 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.randn(16, 3, 8, 8, generator=generator), torch.randint(5, (16,), generator=generator)
 
 
-def make(method: Method, granularity: Granularity) -> PreparedModel:
+def make(method: Method, granularity: Granularity, dtype: torch.dtype = torch.float32) -> PreparedModel:
     torch.manual_seed(0)
     target = fxprune.Sparsity(SHARE) if method.takes_target else None
-    prepared = fxprune.prepare(
-        Residual().train(), torch.randn(2, 3, 8, 8), method=method, target=target, granularity=granularity
-    )
+    model, x = Residual().train().to(dtype), torch.randn(2, 3, 8, 8, dtype=dtype)
+    prepared = fxprune.prepare(model, x, method=method, target=target, granularity=granularity)
     if isinstance(method, fxprune.FilterSkeleton) and not method.takes_target:
         for mask in prepared.fxprune.weight_masks.values():  # in so few steps they would all stay alike
             mask.variable.data.uniform_(0.3, 1)
@@ -121,6 +120,8 @@ def test_the_target_is_reached_and_conversion_is_exact(method: Method, granulari
     compact = fxprune.convert(prepared)
     x = torch.randn(8, 3, 8, 8)
     torch.testing.assert_close(compact(x), prepared(x), rtol=1e-4, atol=1e-5)
+    assert compact.report.masked == pytest.approx(closed_share(prepared), abs=1e-6)
+    assert compact.report.asked == (SHARE if method.takes_target else None)
     assert not any(name.startswith("fxprune") for name in compact.state_dict())
     assert {type(module) for module in compact.modules()} >= {nn.BatchNorm2d}
     if granularity == "channel":

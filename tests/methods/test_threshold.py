@@ -18,7 +18,20 @@ VECTOR = torch.tensor([0.9, -0.1, 0.4, -0.35, 0.05, 0.7, -0.2, 0.15, 0.6, -0.8])
 def sorted_threshold(weights: dict[str, Tensor], sparsity: float, scales: dict[str, float] | None = None) -> Tensor:
     dtype = torch.float64 if any(w.dtype == torch.float64 for w in weights.values()) else torch.float32
     values = torch.cat([w.reshape(-1).to(dtype).abs() / (scales or {}).get(name, 1.0) for name, w in weights.items()])
-    return values.sort().values[math.floor((values.numel() - 1) * sparsity)]
+    wanted = math.floor((values.numel() - 1) * sparsity) + 1
+    return priced_threshold(values, torch.ones(values.numel(), dtype=torch.int64), wanted)
+
+
+def priced_threshold(values: Tensor, costs: Tensor, wanted: int) -> Tensor:
+    """The first magnitude up to which all cost as much as wanted, or just below it where that is nearer."""
+    ordered, order = values.sort()
+    spent = costs[order].cumsum(0)
+    value = ordered[torch.searchsorted(spent, wanted)]
+    below, upto = int(costs[values < value].sum()), int(costs[values <= value].sum())
+    several = int((values == value).sum()) > 1
+    if several and upto > wanted and (upto == spent[-1] or wanted - below < upto - wanted):
+        return value.nextafter(torch.zeros_like(value)) if below else torch.zeros_like(value)
+    return value.clamp_min(torch.finfo(values.dtype).tiny)
 
 
 @pytest.mark.parametrize(("sparsity", "threshold", "zeros"), [(0.5, 0.35, 5), (0.75, 0.6, 7), (0.9, 0.8, 9)])
@@ -73,6 +86,26 @@ def test_ties_are_found_where_most_magnitudes_are_one_value(share: float) -> Non
     weights = {"w": weight[torch.randperm(400_000)]}
     for sparsity in (0.1, 0.5, 0.95):
         assert torch.equal(select_threshold(weights, sparsity), sorted_threshold(weights, sparsity))
+
+
+@pytest.mark.parametrize(("sparsity", "closed"), [(0.1, 0), (0.2, 0), (0.3, 6), (0.6, 6), (0.7, 8), (0.9, 9)])
+def test_equal_magnitudes_close_where_that_is_nearer_to_the_share_and_never_all(sparsity: float, closed: int) -> None:
+    weight = torch.tensor([0.5] * 6 + [1.0] * 2 + [1.5, 2.0])
+    assert int((weight <= select_threshold({"w": weight}, sparsity)).sum()) == closed
+    signs = torch.tensor([1.0, -1.0]).repeat(5)
+    assert select_threshold({"w": signs}, sparsity) == 0  # open, not dead
+
+
+@pytest.mark.parametrize("sparsity", [0.4, 0.5, 0.7])
+def test_zeros_that_are_more_than_the_share_close_all_the_same(sparsity: float) -> None:
+    weight = torch.cat([torch.zeros(70), torch.rand(30) + 0.1])
+    assert int((weight <= select_threshold({"w": weight}, sparsity)).sum()) == 70
+    assert select_threshold({"w": weight}, sparsity) > 0  # 0 would open all gates
+
+
+def test_one_dear_weight_is_no_tie() -> None:
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
+    assert select_priced_threshold(weights, 3, prices={"b": 100}) == 3.0  # no less than what was asked
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.81, 0.99])
@@ -163,7 +196,7 @@ def test_unfinite_weights_are_refused_by_name(bad: float) -> None:
 
 
 def test_huge_finite_weights_are_not_refused() -> None:
-    assert select_threshold({"w": torch.full((64,), 3e38)}, 0.5).item() == pytest.approx(3e38)
+    assert select_threshold({"w": 3e38 * torch.linspace(0.5, 1, 65)}, 0.5).item() == pytest.approx(3e38 * 0.75)
 
 
 def test_a_sparsity_of_one_is_refused() -> None:
@@ -191,13 +224,9 @@ def test_what_weights_cost_decides_where_they_have_prices(
         patch.setattr(module, "_FEW", few)
         patch.setattr(module, "_CPU_BLOCK", 16)
         found = select_priced_threshold(weights, closed, prices=prices)
-    pairs = sorted((abs(value), price) for values, price in layers for value in values)
-    spent, expected = 0, 0.0
-    for value, price in pairs:
-        if spent >= closed:
-            break
-        spent, expected = spent + price, value
-    assert found.item() == expected
+    values = torch.cat([weight.abs() for weight in weights.values()])
+    costs = torch.cat([torch.full(weight.shape, prices[name]) for name, weight in weights.items()])
+    assert found == (priced_threshold(values, costs, closed) if closed else 0)
 
 
 def test_a_million_weights_of_two_prices_give_the_threshold_of_the_cost() -> None:
@@ -206,9 +235,7 @@ def test_a_million_weights_of_two_prices_give_the_threshold_of_the_cost() -> Non
     prices = {"a": 49, "b": 3136}
     values = torch.cat([w.flatten().abs() for w in weights.values()])
     costs = torch.cat([torch.full((w.numel(),), prices.get(name, 1)) for name, w in weights.items()])
-    ordered, order = values.sort()
-    spent = costs[order].cumsum(0)
     for share in (0.0001, 0.1, 0.5, 0.9, 0.9999):
         closed = int(share * int(costs.sum()))
         found = select_priced_threshold(weights, closed, prices=prices)
-        assert torch.equal(found, ordered[(spent >= closed).nonzero()[0, 0]])
+        assert torch.equal(found, priced_threshold(values, costs, closed))

@@ -80,6 +80,28 @@ def test_autocast_with_a_scaler_clipping_and_accumulation(method: Method, granul
     assert_pruned_and_exact(close(prepared))
 
 
+@every(STATEFUL)
+@pytest.mark.parametrize("cast", [False, True])
+def test_weights_in_bfloat16_are_trained_to_their_target(method: Method, granularity: Any, cast: bool) -> None:
+    """A half holds few magnitudes apart, and those that are equal close together."""
+    prepared = make(method, granularity).bfloat16() if cast else make(method, granularity, torch.bfloat16)
+    optimizer = torch.optim.SGD(fxprune.param_groups(prepared, lr=0.05, weight_decay=1e-3), momentum=0.9)
+    fxprune.Scheduler(prepared, optimizer, total_steps=STEPS)
+    for _, (x, y) in zip(range(STEPS), batches(), strict=False):
+        loss = nn.functional.cross_entropy(prepared(x.bfloat16()).float(), y) + fxprune.penalty(prepared)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {tensor.dtype for tensor in prepared.fxprune.variables.values()} <= {torch.float32}
+    close(prepared)
+    if prepared.fxprune.target is not None:
+        gates = prepared.fxprune.gates.numel() or 100
+        assert closed_share(prepared) == pytest.approx(SHARE, abs=1.01 / gates)
+    x = torch.randn(8, 3, 8, 8).bfloat16()
+    difference = (fxprune.convert(prepared)(x) - prepared(x)).abs().max()
+    assert difference <= 2**-6 * prepared(x).abs().max()  # two last places of bfloat16
+
+
 def test_a_fused_optimizer_and_a_scaler_are_as_the_plain_one() -> None:
     """A fused optimizer unscales gradients within its step, and is called for steps that it then leaves out."""
     states = []
