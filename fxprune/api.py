@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from fxprune.check_unchanged import check_unchanged
 from fxprune.conversion_report import Report
 from fxprune.errors import ExactnessError, FxpruneError, TargetError
+from fxprune.is_number import is_whole
 from fxprune.masks import GRANULARITIES, Granularity, Masks
 from fxprune.methods.base import Method
 from fxprune.methods.feather import Feather
@@ -33,6 +34,7 @@ from fxprune.passes.record import record_step
 from fxprune.passes.regions import trace_regions
 from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
+from fxprune.passes.trace import require_runs
 from fxprune.scheduler import find_masked
 from fxprune.sharding import is_sharded
 from fxprune.vector_width import VECTOR
@@ -149,6 +151,7 @@ def convert(
 
     Raises:
         ExactnessError: the outputs differ by more than rounding; the first node that differs is named.
+        TraceError: the model does not run on the inputs.
         IntoError: the class of `into` cannot hold the smaller model; the first node that is why is named.
     """
     check_surroundings(model)
@@ -156,6 +159,8 @@ def convert(
     align = find_multiple(align, masks)
     check_into(into)
     inputs = find_inputs(model, example_inputs)
+    if isinstance(model, TracedModel) and example_inputs is not None:
+        require_runs(model, inputs)
     if isinstance(model, PreparedModel):
         check_unchanged(model)
         find_masked(model, model.fxprune)
@@ -200,7 +205,7 @@ def find_multiple(align: int | None, masks: Masks | None) -> int:
     """Of what number shall widths be multiples? Of any, where it was units that were to go."""
     if align is None:
         return 1 if masks is None or masks.granularity == "channel" else VECTOR
-    if not isinstance(align, int) or align < 1:
+    if not is_whole(align, 1):
         raise FxpruneError(f"align={align!r}: give 1 or more, the number of which widths shall be multiples")
     return align
 

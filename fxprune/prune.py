@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.api import convert, prepare
 from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, TargetError
+from fxprune.is_number import is_whole
 from fxprune.meet_latency import meet_latency
 from fxprune.methods.gmp import GMP
 from fxprune.methods.targets import Latency
@@ -55,14 +56,19 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int | None = No
     Each batch is a tensor, a tuple or list whose first element is the input, or a dict of keyword inputs. Statistics
     are plain averages over the batches. Everything but the batch norms runs in eval mode, and every mode is put back.
 
-    Raises FxpruneError where there are no batches.
+    Raises FxpruneError where there are no batches; then, and where one does not run, the statistics stay as they were.
     """
-    if isinstance(batches, (Tensor, dict)):
+    if not isinstance(model, nn.Module):
+        raise FxpruneError(f"recalibrate takes a torch.nn.Module and batches, not a {type(model).__name__} first")
+    if isinstance(batches, (Tensor, dict)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise FxpruneError(
-            f"recalibrate goes through batches, and a {type(batches).__name__} is one: give a loader, or a list [batch]"
+            f"recalibrate goes through batches, which a {type(batches).__name__} is not: give a loader, or [batch]"
         )
+    if count is not None and not is_whole(count, 1):
+        raise FxpruneError(f"count={count!r}: give the number of batches, 1 or more, or None for all that there are")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     modes = [(module, module.training) for module in model.modules()]
+    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     momenta = [norm.momentum for norm in norms]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
@@ -77,13 +83,17 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int | None = No
                 break
             run(model, batch, device)
             seen += 1
+        if norms and not seen:
+            raise FxpruneError("there are no batches to measure statistics on, which stay as they were: give a loader")
+    except BaseException:
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes:
             module.training = training
-    if norms and not seen:
-        raise FxpruneError("there are no batches to measure statistics on; the model's are reset: give a loader")
 
 
 def run(model: nn.Module, batch: Any, device: torch.device) -> None:

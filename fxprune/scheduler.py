@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxprune.check_unchanged import check_unchanged
-from fxprune.errors import FxpruneError, OptimizerError
+from fxprune.errors import FxpruneError, OptimizerError, TargetError
 from fxprune.is_number import is_number
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
@@ -70,7 +70,14 @@ class Scheduler:
         """The share that the schedule closes after the steps so far; 0 where that is not the target's to say."""
         if self._masks.target is None or self._masks.method.one_shot:
             return 0.0
-        return self._masks.target.share * self._masks.method.schedule(int(self._masks.step), self.total_steps)
+        schedule = self._masks.method.schedule
+        ramp = schedule(int(self._masks.step), self.total_steps)
+        if not is_number(ramp) or not 0 <= ramp <= 1:
+            raise TargetError(
+                f"schedule={schedule!r} gives {ramp!r} at step {int(self._masks.step)} of {self.total_steps}: "
+                "it has to give the share of the target that is reached then, from 0 to 1"
+            )
+        return self._masks.target.share * ramp
 
     def step(self) -> None:
         """Count one optimizer step and refresh the masks. Raises OptimizerError if an optimizer is followed."""

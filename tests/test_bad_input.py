@@ -218,6 +218,14 @@ def test_a_closure_would_hide_gradients_from_a_method_that_edits_them() -> None:
         optimizer.step(lambda: prepared(torch.randn(2, 3, 8, 8)).sum())
 
 
+@pytest.mark.parametrize("ramp", [float("nan"), 3.0, -0.1, "half"])
+def test_a_schedule_has_to_give_a_share(ramp: object) -> None:
+    prepared = make(fxprune.Feather(schedule=lambda step, total: ramp), "channel")
+    scheduler = fxprune.Scheduler(prepared, total_steps=3)
+    with pytest.raises(FxpruneError, match=f"gives {ramp!r} at step 1 of 3: it has to give the share"):
+        scheduler.step()
+
+
 TWO = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
 
 
@@ -234,6 +242,20 @@ TWO = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
             lambda m: fxprune.prepare(TWO, target=fxprune.Sparsity(0.5, overrides={3: 0.5})),
             "overrides takes names, glo",
         ),
+        (lambda m: fxprune.Sparsity(0.5, align=True), "align=True: give the multiple"),
+        (lambda m: fxprune.Sparsity(0.5, least=True), "least=True: give the number"),
+        (lambda m: fxprune.Latency(0.5, runtime=3), "runtime=3: give the name"),
+        (lambda m: fxprune.convert(m, align=True), "align=True: give 1 or more"),
+        (lambda m: fxprune.convert(m, {}), "does not run on the example inputs in eval mode"),
+        (lambda m: fxprune.convert(m, torch.randn(2, 5, 8, 8)), "to have 3 channels, but got 5"),
+        (lambda m: fxprune.recalibrate("model", []), "not a str first"),
+        (lambda m: fxprune.recalibrate(m, None), "a NoneType is not: give a loader"),
+        (lambda m: fxprune.recalibrate(m, torch.randn(2, 3, 8, 8)), "a Tensor is not: give a loader"),
+        (lambda m: fxprune.recalibrate(m, [], count="all"), "count='all': give the number of batches"),
+        (lambda m: fxprune.save(fxprune.convert(m), None), "takes a path"),
+        (lambda m: fxprune.lower_stripes(fxprune.convert(m), threads="all"), "threads='all': give a whole number"),
+        (lambda m: fxprune.export.count("model"), "count takes a torch.nn.Module, not a str"),
+        (lambda m: fxprune.export.benchmark("dense.onnx"), "networks have names"),
     ],
 )
 def test_options_of_another_kind_are_refused_where_they_are_given(call, message: str) -> None:

@@ -82,6 +82,11 @@ def benchmark(
     a batch size does not fit, or no runtime measured anything.
     """
     counts = [threads] if isinstance(threads, int) else list(threads)
+    if not isinstance(networks, Mapping):
+        raise ExportError(
+            "networks have names, as in benchmark({'dense': 'dense.onnx', 'compact': compact}); this is a "
+            f"{type(networks).__name__}."
+        )
     _check_settings(networks, batch_sizes, counts, seconds, precision)
     found = [(r, find_runtime(r)) if isinstance(r, str) else (r.name, r) for r in runtimes]
     before = note_moment()

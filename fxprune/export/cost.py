@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
+from fxprune.errors import ExportError
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
 from fxprune.export.interface import ExampleInputs, Inputs, read_inputs
 from fxprune.passes.guess_inputs import guess_inputs
@@ -35,6 +36,8 @@ def count(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Cost
     the batch size of the example inputs, which are made from the first layer unless given. The
     model stays as it is, random state included. Raises TraceError if none can be made.
     """
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"count takes a torch.nn.Module, not a {type(model).__name__}.")
     if example_inputs is None:
         args, kwargs = guess_inputs(model)
         example_inputs = kwargs or args

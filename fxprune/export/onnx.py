@@ -31,6 +31,7 @@ from fxprune.export.runtimes.ort_cpu import OrtCpu
 from fxprune.export.slice_splits import slice_splits
 from fxprune.export.translate import Axes, choose_axes, silence, translate
 from fxprune.export.verify import Verification, compare
+from fxprune.is_number import is_whole
 from fxprune.onnx_choices import OPSET, Precision
 
 ONE_FILE_LIMIT = 2_000_000_000
@@ -94,8 +95,8 @@ def to_onnx(
             f"{type(model).__name__}, {type(example_inputs).__name__} and {type(path).__name__}."
         )
     destination = Path(path)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise ExportError(f"opset={opset}: this version of onnx has the opsets {OLDEST_OPSET} to {NEWEST_OPSET}.")
+    if not is_whole(opset, OLDEST_OPSET) or opset > NEWEST_OPSET:
+        raise ExportError(f"opset={opset!r}: this version of onnx has the opsets {OLDEST_OPSET} to {NEWEST_OPSET}.")
     if precision not in get_args(Precision):
         raise ExportError(f"precision={precision!r}: give 'fp32', the model's own, or 'fp16'.")
     with _create_workplace(destination) as workplace, no_trace():

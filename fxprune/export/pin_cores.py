@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fxprune.errors import ExportError
+from fxprune.is_number import is_whole
 
 
 def count_cores() -> int:
@@ -19,7 +20,7 @@ def require_cores(threads: Sequence[int]) -> None:
     Raises ExportError.
     """
     for number in threads:
-        if not isinstance(number, int) or number < 1:
+        if not is_whole(number, 1):
             raise ExportError(f"threads={number!r}: give a whole number, 1 or more.")
     cores, most = count_cores(), max(threads)
     if most > cores:

@@ -31,11 +31,16 @@ def choose_axes(inputs: Inputs, dynamic_batch: bool, dynamic_axes: Axes | None) 
 
     Raises ExportError if an axis belongs to no input, or its size is 1.
     """
+    given = {} if dynamic_axes is None else dynamic_axes
+    if not isinstance(given, Mapping) or not all(isinstance(own, Mapping) for own in given.values()):
+        raise ExportError(
+            f"dynamic_axes={given!r}: give the open dimensions of inputs by name, such as {{'x': {{2: 'height'}}}}."
+        )
     axes: dict[str, dict[int, str]] = {name: {} for name in inputs.names}
     for index, name in enumerate(inputs.names):
         if dynamic_batch and inputs.is_batched(index):
             axes[name][0] = "batch"
-    for name, own in (dynamic_axes or {}).items():
+    for name, own in given.items():
         if name not in axes:
             raise ExportError(f"dynamic_axes names {name!r}; the model's inputs are {list(inputs.names)}.")
         shape = tuple(inputs.tensors[inputs.names.index(name)].shape)

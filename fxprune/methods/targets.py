@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fxprune.errors import TargetError
-from fxprune.is_number import is_number
+from fxprune.is_number import is_number, is_whole
 from fxprune.vector_width import VECTOR
 
 Scope = Literal["global", "layer"]
@@ -45,9 +45,9 @@ class Target(ABC):
     def __post_init__(self) -> None:
         if self.scope not in ("global", "layer"):
             raise TargetError(f"scope={self.scope!r}: give 'global' or 'layer'")
-        if not isinstance(self.align, int) or self.align < 1:
+        if not is_whole(self.align, 1):
             raise TargetError(f"align={self.align!r}: give the multiple for widths, such as 8 or 16; 1 is any width")
-        if not isinstance(self.least, int) or self.least < 0:
+        if not is_whole(self.least, 0):
             raise TargetError(f"least={self.least!r}: give the number of units that stay of each group, 0 or more")
         if not isinstance(self.overrides, Mapping):
             raise TargetError(f"overrides={self.overrides!r}: give shares by pattern, such as {{'layer4.*': 0.8}}")
@@ -155,8 +155,10 @@ class Latency(Remaining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.runtime, str):
+            raise TargetError(f"runtime={self.runtime!r}: give the name of a runtime, such as 'ort-cpu'")
         for name, value in (("threads", self.threads), ("batch_size", self.batch_size)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_whole(value, 1):
                 raise TargetError(f"{name}={value!r}: give a whole number from 1 on")
 
     def __str__(self) -> str:

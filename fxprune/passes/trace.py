@@ -159,6 +159,15 @@ def cannot_run(model: nn.Module, error: Exception) -> TraceError:
     )
 
 
+def require_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Raise TraceError where a model does not take these inputs in eval mode."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
+        try:
+            model(*inputs[0], **inputs[1])
+        except Exception as error:
+            raise cannot_run(model, error) from error
+
+
 def describe(graph: fx.Graph) -> str:
     """Write a graph as text that is equal for graphs which compute the same."""
     return graph.python_code("self").src

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ def save(compact: nn.Module, path: str | Path) -> None:
     there is replaced at once when the new one is whole.
 
     Raises:
-        PlanError: the model does not come from `convert`, or was converted with inputs that a file cannot hold.
+        PlanError: the model does not come from `convert`, or was converted with inputs that a file cannot hold; or the
+            path is none, or cannot be written to.
         FxpruneError: a layer was made into another one since.
     """
     if isinstance(compact, PreparedModel):
@@ -33,6 +35,8 @@ def save(compact: nn.Module, path: str | Path) -> None:
         )
     if not isinstance(compact, TracedModel) or not compact.steps:
         raise PlanError(f"fxprune.save takes what fxprune.convert returns, not a {type(compact).__name__}")
+    if not isinstance(path, str | os.PathLike):
+        raise PlanError(f"fxprune.save takes a path, as in fxprune.save(compact, 'compact.safetensors'), not {path!r}")
     check_layers(compact, "fxprune.save")
     names = names_of(compact)
     report = getattr(compact, "report", None)

@@ -19,10 +19,10 @@ from fxprune.export.pin_cores import require_cores
 from fxprune.export.runtimes.interface import Runtime
 from fxprune.export.runtimes.registry import find_runtime
 from fxprune.inspection.costs import batch_of
-from fxprune.model import Inputs, PreparedModel, TracedModel, describe_tensors, find_tensor, in_eval_mode
+from fxprune.model import Inputs, PreparedModel, TracedModel, describe_tensors, find_tensor
 from fxprune.passes.analyse import Channels, Shadow, analyse
 from fxprune.passes.check_exact import is_rounding
-from fxprune.passes.trace import cannot_run
+from fxprune.passes.trace import require_runs
 from fxprune.stripes.cost import CPU, CostModel
 from fxprune.stripes.free_order import find_free, permute_units
 from fxprune.stripes.lowering import KINDS, Kind, Layer, Lowering
@@ -74,26 +74,17 @@ def lower_stripes(
         ExportError: the runtime cannot run the model, or there are more threads than cores.
     """
     check_arguments(model, runtime, threads, kinds)
+    inputs = find_inputs(model, example_inputs)
     if isinstance(model, TracedModel):
         check_layers(model, "lower_stripes")
-    inputs = find_inputs(model, example_inputs)
-    source = require_runs(model, inputs) if isinstance(model, TracedModel) else convert(model, example_inputs)
+        require_runs(model, inputs)
+    source = model if isinstance(model, TracedModel) else convert(model, example_inputs)
     used = find_runtime(runtime) if isinstance(runtime, str) else runtime
     choice = Choice(cost, tuple(kinds), used, threads)
     lowered, step = lower_once(source, inputs, choice, set())
     if used is not None:
         lowered, step = win_race(source, inputs, choice, lowered, step, used)
     return record(lowered, step)
-
-
-def require_runs(model: TracedModel, inputs: Inputs) -> TracedModel:
-    """Return a converted model that takes these inputs; raises TraceError where it does not."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
-        try:
-            model(*inputs[0], **inputs[1])
-        except Exception as error:
-            raise cannot_run(model, error) from error
-    return model
 
 
 def check_arguments(model: object, runtime: object, threads: int, kinds: Collection[Kind]) -> None:
@@ -104,9 +95,7 @@ def check_arguments(model: object, runtime: object, threads: int, kinds: Collect
         raise FxpruneError("the model has masks still: convert it first, then lower its stripes")
     if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
         raise FxpruneError(f"kinds={kinds!r}: give some of {', '.join(map(repr, KINDS))}, such as ('crop', 'groups')")
-    if runtime is None:
-        return
-    if not isinstance(runtime, str | Runtime):
+    if runtime is not None and not isinstance(runtime, str | Runtime):
         raise FxpruneError(f"runtime={runtime!r}: give the name of a runtime, such as 'ort-cpu', or a runtime")
     require_cores([threads])
 

@@ -274,8 +274,12 @@ def test_statistics_are_measured_anew() -> None:
     assert compact.norm.momentum == 0.1
     stem = torch.cat([compact.stem(x) for x, _ in inputs])
     torch.testing.assert_close(compact.norm.running_mean, stem.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    before = copy.deepcopy(compact.state_dict())
     with pytest.raises(FxpruneError, match="no batches"):
         fxprune.recalibrate(compact, [])
+    with pytest.raises(RuntimeError, match="channels"):
+        fxprune.recalibrate(compact, [*inputs, torch.randn(2, 5, 8, 8)])
+    torch.testing.assert_close(compact.state_dict(), before, rtol=0, atol=0)
 
 
 def test_what_does_not_fit_together_is_refused_in_a_sentence() -> None:
