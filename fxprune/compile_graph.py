@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from fxprune.layer_functions import LAYERS
+from fxprune.layer_functions import INPUTS, LAYERS
 
 GRAPH_FILE = "<fxprune graph>"
 """What stands for a file in the tracebacks of compiled graphs."""
@@ -68,7 +68,8 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, str]) -> fx.Graph:
     for node in list(called.nodes):
         if node.name in layers:
             with called.inserting_before(node):
-                call = called.call_module(layers[node.name], node.args[:1])
+                inputs = node.args[: INPUTS[node.target]]
+                call = called.call_module(layers[node.name], tuple(each for each in inputs if each is not None))
             node.replace_all_uses_with(call)
             name = node.name
             called.erase_node(node)
@@ -84,16 +85,21 @@ def find_called(node: fx.Node, model: nn.Module) -> str | None:
     if node.op != "call_function" or not node.args or node.kwargs:
         return None
     read = [argument for argument in node.args[1:] if isinstance(argument, fx.Node) and argument.op == "get_attr"]
-    path = str(read[0].target).rpartition(".")[0] if read else ""
+    path = str(read[-1].target).rpartition(".")[0] if read else ""
     module = model.get_submodule(path)
     layer = LAYERS.get(type(module))
     if layer is None or node.target is not layer.function or "forward" in vars(module):
         return None
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return None
-    held = [None if getattr(module, name) is None else f"{path}.{name}" for name in layer.parameters]
-    given = [str(a.target) if isinstance(a, fx.Node) and a in read else a for a in node.args]
-    return path if list(map(plain, given)) == list(map(plain, layer.list_arguments(module, given[0], held))) else None
+    held = [None if getattr(module, name) is None else f"{path}.{name}" for name in layer.list_parameters(module)]
+    inputs = node.args[: layer.inputs]
+    given = [str(a.target) if isinstance(a, fx.Node) and a in read else a for a in node.args[layer.inputs :]]
+    for training in (False, True):
+        wanted = layer.list_arguments(module, inputs, held, training)[layer.inputs :]
+        if list(map(plain, given)) == list(map(plain, wanted)):
+            return path
+    return None
 
 
 def plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ STEPS = st.one_of(
     st.tuples(st.just("depthwise")),
     st.tuples(st.just("gate")),
     st.tuples(st.just("neighbours"), st.sampled_from([3, 5]), st.sampled_from([1, 2])),
+    st.tuples(st.just("recurrent"), st.sampled_from(["LSTM", "GRU", "RNN"]), st.sampled_from([1, 2]), st.booleans()),
     st.tuples(st.just("pool"), st.sampled_from(["max", "average", "counted"])),
     st.tuples(st.just("norm"), st.sampled_from(["batch", "layer", "group", "instance", "rms", "spelled", "unit"])),
     st.tuples(
@@ -79,6 +80,10 @@ class RandomNetwork(nn.Module):
             first = nn.Conv1d(1, hidden, kernel, padding=kernel // 2)
             second = [nn.Conv1d(hidden, 1, 3, padding=2, dilation=2)] if hidden > 1 else []
             self.layers[key] = nn.Sequential(first, *second, nn.Sigmoid())
+        if kind == "recurrent":
+            name, layers, both = options
+            self.layers[key] = getattr(nn, name)(width, 4, layers, batch_first=True, bidirectional=both)
+            return width + (8 if both else 4)
         if kind == "norm":
             self.add_norm(key, options[0], width)
         if kind == "attention":
@@ -139,6 +144,9 @@ class RandomNetwork(nn.Module):
             return x * layer(x.mean((2, 3), keepdim=True))
         if kind == "neighbours":
             return x * layer(x.mean((2, 3)).view(b, 1, -1)).view(b, -1, 1, 1)
+        if kind == "recurrent":
+            states = layer(x.flatten(2).transpose(1, 2))[0]
+            return torch.cat([x, states.transpose(1, 2).reshape(b, -1, h, w)], 1)
         if kind == "pool":
             return {
                 "max": lambda: F.max_pool2d(x, 3, 1, 1),

@@ -21,6 +21,7 @@ from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval
 from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
+from fxprune.recurrent import follow_layers, run_layers
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
 from fxprune.shadow.products import note_product
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
@@ -402,6 +403,8 @@ def run_code(node: fx.Node, args: Any, kwargs: Any, model: nn.Module) -> Any:
         return model.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.target is run_layers and any(is_shadow(leaf) and not leaf.is_real for leaf in tree_leaves(args)):
+        return follow_layers(*args, **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

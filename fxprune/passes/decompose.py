@@ -7,13 +7,15 @@ stand between the two and literals lie open; the modules stay where they are and
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.layer_functions import LAYERS, PADDING, find_layer
+from fxprune.compile_graph import copy_graph
+from fxprune.layer_functions import LAYERS, PADDING, find_layer, has_dropout
 from fxprune.model import TracedModel
 
 EXPANDS = ("expand", "expand_as")
@@ -28,10 +30,14 @@ JOINING = (
 def decompose(model: TracedModel) -> None:
     """Write out the layers of both graphs, in place; a layer with hooks stays one step, and is pinned."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # one name for tied ones
+    for region in model.graphs.regions:
+        if region.train is region.eval and any(has_dropout(module) for module in called_modules(model, region.eval)):
+            region.train = copy_graph(region.eval)
+    training = {region.train for region in model.graphs.regions} - {region.eval for region in model.graphs.regions}
     for graph in model.graphs:
         for node in list(graph.nodes):
             if node.op == "call_module":
-                open_layer(graph, node, model.get_submodule(node.target), names)
+                open_layer(graph, node, model.get_submodule(node.target), names, graph in training)
             elif node.target is F.normalize:
                 divide_by_norm(graph, node)
             elif node.target in EXPANDS and node.users and all(broadcasts(user, node) for user in node.users):
@@ -60,22 +66,27 @@ def broadcasts(user: fx.Node, expanded: fx.Node) -> bool:
     return user.target in JOINING and expanded.meta.get("shape") is not None and expanded.meta["shape"] in shapes
 
 
-def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str]) -> None:
+def called_modules(model: TracedModel, graph: fx.Graph) -> Iterator[nn.Module]:
+    """Go through the modules that a graph calls."""
+    return (model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
+
+
+def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str], training: bool) -> None:
     """Replace a call of a layer by a call of its function, under the same name."""
     layer = find_layer(module)
-    if layer is None or has_hooks(module) or len(node.args) != 1 or node.kwargs:
+    if layer is None or has_hooks(module) or node.kwargs or not 1 <= len(node.args) <= LAYERS[layer].inputs:
         return
     if getattr(module, "track_running_stats", False):
         return
-    known, x = LAYERS[layer], node.args[0]
+    known, (x, *others) = LAYERS[layer], node.args
     padded = getattr(module, "padding_mode", "zeros") != "zeros"
     with graph.inserting_before(node):
         if padded:
             padding = tuple(module._reversed_padding_repeated_twice)
             x = graph.call_function(F.pad, (x, padding), {"mode": module.padding_mode})
             x.meta = dict(node.meta)
-        parameters = [get_parameter(graph, node, module, name, names) for name in known.parameters]
-        arguments = known.list_arguments(module, x, parameters)
+        parameters = [get_parameter(graph, node, module, name, names) for name in known.list_parameters(module)]
+        arguments = known.list_arguments(module, [x, *others], parameters, training)
         if padded:
             arguments[PADDING] = (0,) * len(module.kernel_size)  # it may be a word
         opened = graph.call_function(known.function, tuple(arguments))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.layer_functions import find_mode
 from fxprune.model import TracedModel, find_tensor, named_tensors, share_tensors
 from fxprune.passes.analyse import Channels, Shadow, is_traced
 from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_used, is_empty, joined_dim
@@ -18,6 +19,9 @@ from fxprune.passes.living import use_living
 from fxprune.passes.mend import Mender
 from fxprune.shadow.ids import Reader
 from fxprune.shadow.tensor import Ids, varying
+
+RECURRENT = (("weight_ih", "weight_hh"), ("weight_ih_l0", "weight_hh_l0"))
+"""The weights that tell the sizes of a recurrent cell, and of a layer."""
 
 
 def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
@@ -220,6 +224,8 @@ def resize_modules(model: TracedModel) -> None:
         elif node.target is F.group_norm and len(node.args) == 5 and isinstance(node.args[2], fx.Node):
             groups[str(node.args[2].target).rpartition(".")[0]] = node.args[1]
     for path, module in model.named_modules():
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            resize_recurrent(module)
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.modules.batchnorm._NormBase) and weight is None:
             weight = module.running_mean
@@ -243,3 +249,14 @@ def resize_modules(model: TracedModel) -> None:
             module.num_parameters = weight.size(0)
         elif isinstance(module, nn.Embedding):
             module.embedding_dim = weight.size(1)
+
+
+def resize_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    """Let the attributes of a recurrent layer or cell say what its weights have become."""
+    first, again = (getattr(module, name, None) for name in RECURRENT[isinstance(module, nn.RNNBase)])
+    if not isinstance(first, Tensor) or not isinstance(again, Tensor):
+        return
+    gates = {"LSTM": 4, "GRU": 3}.get(find_mode(module), 1)
+    module.input_size, module.hidden_size = first.size(1), again.size(0) // gates
+    if getattr(module, "proj_size", 0):
+        module.proj_size = again.size(1)

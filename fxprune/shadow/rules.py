@@ -95,7 +95,7 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(keep_first, keep_constant, moves=True), "clone contiguous detach alias lift_fresh lift _to_copy to"),
     (MOVE, "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind"),
     (MOVE, "squeeze unsqueeze flip roll index index_select pixel_shuffle pixel_unshuffle channel_shuffle repeat"),
-    (MOVE, "diagonal movedim unflatten flatten narrow unfold"),
+    (MOVE, "diagonal movedim unflatten flatten narrow unfold unsafe_split"),
     (JOIN, "cat stack"),
     (PAD, "constant_pad_nd"),
     (Rule(overwrite, copy_constant, moves=True), "copy"),
