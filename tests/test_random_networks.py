@@ -25,6 +25,7 @@ STEPS = st.one_of(
     st.tuples(st.just("gate")),
     st.tuples(st.just("neighbours"), st.sampled_from([3, 5]), st.sampled_from([1, 2])),
     st.tuples(st.just("recurrent"), st.sampled_from(["LSTM", "GRU", "RNN"]), st.sampled_from([1, 2]), st.booleans()),
+    st.tuples(st.just("order"), st.sampled_from(["gather", "repeat", "index", "scatter", "write", "batch"])),
     st.tuples(st.just("pool"), st.sampled_from(["max", "average", "counted"])),
     st.tuples(st.just("norm"), st.sampled_from(["batch", "layer", "group", "instance", "rms", "spelled", "unit"])),
     st.tuples(
@@ -84,6 +85,8 @@ class RandomNetwork(nn.Module):
             name, layers, both = options
             self.layers[key] = getattr(nn, name)(width, 4, layers, batch_first=True, bidirectional=both)
             return width + (8 if both else 4)
+        if kind == "order":
+            self.layers[key] = nn.Linear(width, 1)
         if kind == "norm":
             self.add_norm(key, options[0], width)
         if kind == "attention":
@@ -147,6 +150,9 @@ class RandomNetwork(nn.Module):
         if kind == "recurrent":
             states = layer(x.flatten(2).transpose(1, 2))[0]
             return torch.cat([x, states.transpose(1, 2).reshape(b, -1, h, w)], 1)
+        if kind == "order":
+            tokens = self.put_in_order(layer, options[0], x.flatten(2).transpose(1, 2))
+            return tokens.transpose(1, 2).reshape(b, -1, h, w)
         if kind == "pool":
             return {
                 "max": lambda: F.max_pool2d(x, 3, 1, 1),
@@ -184,6 +190,24 @@ class RandomNetwork(nn.Module):
             out[:, c - c // 2 :] = layer(x)
             return out + x
         return x.flatten(2).transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+    def put_in_order(self, layer, kind: str, x: Tensor) -> Tensor:
+        """Sort tokens by a score, with ties as they stand; or the samples of the batch."""
+        scores = layer(x).squeeze(-1)
+        if kind == "batch":
+            return x.index_select(0, scores.sum(1).argsort(stable=True))
+        order = scores.argsort(dim=1, stable=True)
+        samples = torch.arange(len(x)).unsqueeze(1)
+        if kind == "write":
+            out = torch.ones_like(x)
+            out[samples, order] = x
+            return out
+        return {
+            "gather": lambda: x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.size(-1))),
+            "repeat": lambda: x.gather(1, order.unsqueeze(-1).repeat(1, 1, x.size(-1))),
+            "index": lambda: x[samples, order],
+            "scatter": lambda: torch.zeros_like(x).scatter(1, order.unsqueeze(-1).expand_as(x), x),
+        }[kind]()
 
     def normalise(self, layer, kind: str, x: Tensor) -> Tensor:
         if kind in ("batch", "group", "instance"):

@@ -198,7 +198,7 @@ class ShadowRun:
 
     def follow(self, call: Call) -> list[tuple[Ids, Constant | None]]:
         """Apply the op's rule to both shadows."""
-        rule = find_rule(call.op)
+        rule = find_rule(call)
         call.moves = rule.moves
         self.only_moved &= rule.moves
         self.only_elements &= rule is ELEMENTWISE

@@ -206,6 +206,9 @@ class Mender:
             if is_table(self.env[m]):  # says which elements are taken, and is itself not moved
                 before[n] = find_tensor(self.model, str(n.target)) if n.op == "get_attr" else self.values[n].made
                 after[m] = self.env[m].held
+            elif self.points_by_input(old, n, m):  # wherever: to the first
+                before[n] = torch.zeros(self.values[n].shape, dtype=self.env[m].dtype)
+                after[m] = torch.zeros(self.env[m].shape, dtype=self.env[m].dtype)
         wanted, got = step(old, before, self.values, self.model), step(node, after, self.env, self.compact)
         shadows = tree_leaves(self.values[old])
         old_written, written = find_written(old), find_written(node)
@@ -213,6 +216,11 @@ class Mender:
             wanted, got, shadows = before[old_written], after[written], [self.effects[old]]
         triples = zip(tree_leaves(wanted), tree_leaves(got), shadows, strict=True)
         return all(torch.equal(cut(w, self.plan.alive_along(self.channels, s)), g) for w, g, s in triples)
+
+    def points_by_input(self, old: fx.Node, index: fx.Node, now: fx.Node) -> bool:
+        """Whether a tensor says which elements are taken or written, and an input of the model decides on that."""
+        t = self.env[now]
+        return index is not old.args[0] and not t.is_real and not t.is_floating_point() and not t.is_complex()
 
     def equals(self, expected: Shadow, actual: Any) -> bool:
         """Compare a result's shape, and its channels where they come from parameters."""

@@ -25,13 +25,22 @@ def move_ids(table: IdTable, call: Call) -> list[Ids]:
         return pin_inputs(table, call)
     for index in call.tensors[1:]:
         table.pin(index.ids, "a table of indexes")
-    if call.op.overloadpacket is aten.expand and not call.tensors[0].ids and not call.sized:
+    if repeats_alone(call) and not call.tensors[0].ids and not call.sized:
         return [repeat_ids(table, call.tensors[0].shape, call.outputs[0].shape)]
     moved = move(call, list(call.tensors[0].ids))
     for before, after in zip(call.tensors[0].ids, moved, strict=True):
         if call.sized and len(torch.cat([t.reshape(-1) for t in after]).unique()) < len(before.unique()):
             table.pin(before, "the size of an input says which of these are used")
     return [tuple(m[i] for m in moved) for i in range(len(call.outputs))]
+
+
+def repeats_alone(call: Call) -> bool:
+    """Whether an op repeats single elements, as expand does, and repeat where the sizes are 1."""
+    if call.op.overloadpacket is not aten.repeat:
+        return call.op.overloadpacket is aten.expand
+    counts, shape = call.args[1], call.tensors[0].shape
+    sizes = [1] * (len(counts) - len(shape)) + list(shape)
+    return all(count == 1 or size == 1 for count, size in zip(counts, sizes, strict=True))
 
 
 def repeat_ids(table: IdTable, before: torch.Size, after: torch.Size) -> Ids:

@@ -34,6 +34,7 @@ from fxprune.shadow.elements import (
 )
 from fxprune.shadow.ids import IdTable
 from fxprune.shadow.moves import concatenate, concatenate_constants, move_constants, move_ids, pad_constants, pad_ids
+from fxprune.shadow.picks import is_pick, pick_constants, pick_ids, put_ids
 from fxprune.shadow.reductions import (
     add_patches,
     cut_triangle,
@@ -64,11 +65,13 @@ class Rule(NamedTuple):
     counts: bool = True  # whether numbers among its arguments may be numbers of channels
 
 
-def find_rule(op: Any) -> Rule:
-    """Look up the rule of an ATen op; an in-place op follows the rule of its functional form."""
-    packet = op.overloadpacket
-    if packet not in TABLE and packet.__name__.endswith("_"):
-        packet = getattr(aten, packet.__name__[:-1], packet)
+def find_rule(call: Call) -> Rule:
+    """Look up the rule of an ATen call; an in-place op follows the rule of its functional form."""
+    op, packet = call.op, call.op.overloadpacket
+    if is_pick(call):
+        return PICK
+    if packet not in TABLE:
+        packet = call.functional
     if packet in TABLE:
         return TABLE[packet]
     if torch.Tag.pointwise in op.tags:
@@ -80,6 +83,7 @@ ELEMENTWISE = Rule(tie_elements, compute_elements, counts=False)
 SAME = Rule(keep_first, keep_constant)
 MOVE = Rule(move_ids, move_constants, moves=True)
 JOIN = Rule(concatenate, concatenate_constants, moves=True)
+PICK = Rule(pick_ids, pick_constants, counts=False)
 PAD = Rule(pad_ids, pad_constants, moves=True)
 POOL = Rule(pool, pool_constants, counts=False)
 REDUCE = Rule(reduce, reduce_constants, counts=False)
@@ -96,6 +100,8 @@ FAMILIES: list[tuple[Rule, str]] = [
     (MOVE, "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind"),
     (MOVE, "squeeze unsqueeze flip roll index index_select pixel_shuffle pixel_unshuffle channel_shuffle repeat"),
     (MOVE, "diagonal movedim unflatten flatten narrow unfold unsafe_split"),
+    (PICK, "gather"),
+    (Rule(put_ids, unknown, counts=False), "scatter scatter_add scatter_reduce index_add index_copy index_put"),
     (JOIN, "cat stack"),
     (PAD, "constant_pad_nd"),
     (Rule(overwrite, copy_constant, moves=True), "copy"),

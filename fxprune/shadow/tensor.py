@@ -89,6 +89,13 @@ class Call:
         """The tensor arguments, in order, also those inside lists."""
         return [leaf for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, ShadowTensor)]
 
+    @property
+    def functional(self) -> Any:
+        """The op, whichever its overload; that which writes to no argument, where this one does."""
+        packet = self.op.overloadpacket
+        in_place = packet.__name__.endswith("_") and not packet.__name__.endswith("__")
+        return getattr(torch.ops.aten, packet.__name__[:-1], packet) if in_place else packet
+
     def argument(self, name: str, default: Any = None) -> Any:
         """Look up an argument by the name that the op's schema gives it."""
         position, default = find_parameters(self.op).get(name, (len(self.args), default))

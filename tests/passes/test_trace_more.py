@@ -208,7 +208,7 @@ CODE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "written through a view": (lambda: Net(write_through_a_view), 28),
     "a cache": (lambda: Net(keep), 28),
     "a table by index": (lambda: Net(lambda m, x: end(m, m.a(x) + m.k[(x[:, 0] * 9).long().clamp(0, 9)]),
-                                     k=par(10, 16)), 12),
+                                     k=par(10, 16)), 28),
     "a bag of embeddings": (lambda: Net(lambda m, x: end(m, m.a(x) + m.e((x[:, :3] * 9).long().clamp(0, 9))),
                                         e=nn.EmbeddingBag(10, 16)), 12),
     "experts": (lambda: Net(experts, **moe()), 44),
