@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _VariableFunctions
+from torch.nn.utils.rnn import PackedSequence
 
 State = Any
 """What a layer starts from: h, [layers * directions, batch, hidden], of an LSTM (h, c); None is zeros."""
@@ -23,56 +24,78 @@ _CELLS: dict[str, Callable[..., Any]] = {
 
 
 def run_layers(
-    x: Tensor, state: State, mode: str, biases: bool, layers: int, dropout: float, bidirectional: bool,
+    x: Any, state: State, mode: str, biases: bool, layers: int, dropout: float, bidirectional: bool,
     batch_first: bool, *weights: Tensor,
-) -> tuple[Tensor, Any]:  # fmt: skip
+) -> tuple[Any, State]:  # fmt: skip
     """Compute what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes of `x`, [steps, batch, features] or without the batch.
 
-    `weights` are those of the layers and directions, in the order of the module; `dropout` is that between layers, 0 in
-    eval mode. Returns the output and the state at the end, as the module does.
+    `x` may be packed, too. `weights` are those of the layers and directions, in the order of the module; `dropout` is
+    that between layers, 0 in eval mode. Returns the output and the state at the end, as the module does.
     """
-    batched = x.dim() == 3
-    if not batched:
-        x = x.unsqueeze(0 if batch_first else 1)
-    parts = start(x, state, mode, layers * (2 if bidirectional else 1), batch_first, weights, batched)
-    options = (list(weights), biases, layers, dropout, dropout > 0, bidirectional, batch_first)
-    output, *last = _LAYERS[mode](x, parts if mode == "LSTM" else parts[0], *options)
-    if not batched:
-        output, last = output.squeeze(0 if batch_first else 1), [part.squeeze(1) for part in last]
-    return output, tuple(last) if mode == "LSTM" else last[0]
+    options = (list(weights), biases, layers, dropout, dropout > 0, bidirectional)
+    rows = layers * (2 if bidirectional else 1)
+    if isinstance(x, PackedSequence):
+        parts = start(x.data.new_empty(int(x.batch_sizes[0]), 0), state, mode, rows, weights)
+        if state is not None and x.sorted_indices is not None:
+            parts = [part.index_select(1, x.sorted_indices) for part in parts]
+        output, *last = _LAYERS[mode](x.data, x.batch_sizes, join(parts, mode), *options)
+        if x.unsorted_indices is not None:
+            last = [part.index_select(1, x.unsorted_indices) for part in last]
+        return PackedSequence(output, *x[1:]), join(last, mode)
+    if x.dim() == 2:
+        return run_without_batch(run_layers, x, state, (mode, biases, layers, dropout, bidirectional), weights)
+    parts = start(x if batch_first else x.transpose(0, 1), state, mode, rows, weights)
+    output, *last = _LAYERS[mode](x, join(parts, mode), *options, batch_first)
+    return output, join(last, mode)
 
 
-def start(
-    x: Tensor, state: State, mode: str, rows: int, batch_first: bool, weights: Sequence[Tensor], batched: bool
-) -> list[Tensor]:  # fmt: skip
-    """Give the state from which layers start, [rows, batch, hidden] each: zeros where none is given."""
+def run_without_batch(
+    function: Callable[..., Any], x: Tensor, state: State, options: tuple[Any, ...], weights: Sequence[Tensor]
+) -> tuple[Tensor, State]:  # fmt: skip
+    """Let a function of batches compute one sequence, [steps, features]."""
+    mode = options[0]
+    batch = None if state is None else join([part.unsqueeze(1) for part in split(state, mode)], mode)
+    output, last = function(x.unsqueeze(1), batch, *options, False, *weights)
+    return output.squeeze(1), join([part.squeeze(1) for part in split(last, mode)], mode)
+
+
+def split(state: State, mode: str) -> list[Tensor]:
+    """List what a state is made of: h, and c of an LSTM."""
+    return list(state) if mode == "LSTM" else [state]
+
+
+def join(parts: Sequence[Tensor], mode: str) -> State:
+    """Make a state of h, and of c of an LSTM."""
+    return tuple(parts) if mode == "LSTM" else parts[0]
+
+
+def start(x: Tensor, state: State, mode: str, rows: int, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Give the parts of the state for `x`, [batch, ...]: each [rows, batch, hidden], zeros where none is given."""
     if state is not None:
-        parts = list(state) if mode == "LSTM" else [state]
-        return parts if batched else [part.unsqueeze(1) for part in parts]
-    batch, hidden = x.size(0 if batch_first else 1), weights[1].size(1)  # weight_hh reads h
-    zeros = x.new_zeros(rows, batch, hidden)
+        return split(state, mode)
+    hidden = weights[1].size(1)  # weight_hh reads h
+    zeros = x.new_zeros(rows, len(x), hidden)
     if mode != "LSTM":
         return [zeros]
     cells = weights[1].size(0) // 4
-    return [zeros, zeros if cells == hidden else x.new_zeros(rows, batch, cells)]
+    return [zeros, zeros if cells == hidden else x.new_zeros(rows, len(x), cells)]
 
 
 def run_cell(
     x: Tensor, state: State, mode: str, rows: Tensor, columns: Tensor, bias: Tensor | None, again: Tensor | None
-) -> Any:  # fmt: skip
+) -> State:  # fmt: skip
     """Compute what `nn.LSTMCell`, `nn.GRUCell` or `nn.RNNCell` computes of `x`, [batch, features] or [features].
 
     The parameters are `weight_ih`, `weight_hh`, `bias_ih` and `bias_hh`.
     """
     if state is None:
         zeros = x.new_zeros(*x.shape[:-1], columns.size(1))
-        state = (zeros, zeros) if mode == "LSTM" else zeros
-    parts = state if mode == "LSTM" else (state,)
-    if x.dim() == 1:
-        x, parts = x.unsqueeze(0), tuple(part.unsqueeze(0) for part in parts)
-        result = _CELLS[mode](x, parts if mode == "LSTM" else parts[0], rows, columns, bias, again)
-        return tuple(part.squeeze(0) for part in result) if mode == "LSTM" else result.squeeze(0)
-    return _CELLS[mode](x, parts if mode == "LSTM" else parts[0], rows, columns, bias, again)
+        state = join([zeros, zeros], mode)
+    if x.dim() == 2:
+        return _CELLS[mode](x, state, rows, columns, bias, again)
+    batch = join([part.unsqueeze(0) for part in split(state, mode)], mode)
+    last = _CELLS[mode](x.unsqueeze(0), batch, rows, columns, bias, again)
+    return join([part.squeeze(0) for part in split(last, mode)], mode)
 
 
 def step(mode: str, x: Tensor, before: Sequence[Tensor], weights: Sequence[Tensor], biases: bool) -> list[Tensor]:
@@ -94,40 +117,70 @@ def step(mode: str, x: Tensor, before: Sequence[Tensor], weights: Sequence[Tenso
 
 
 def follow_layers(
-    x: Tensor, state: State, mode: str, biases: bool, layers: int, dropout: float, bidirectional: bool,
+    x: Any, state: State, mode: str, biases: bool, layers: int, dropout: float, bidirectional: bool,
     batch_first: bool, *weights: Tensor,
-) -> tuple[Tensor, Any]:  # fmt: skip
-    """Do as `run_layers` does to shapes and channels, not to values: the first step, and all others at once.
-
-    The state after a step has the channels of that before it, and the sum over the steps, whose values nobody knows,
-    has those of the states.
-    """
-    batched = x.dim() == 3
-    if not batched:
-        x = x.unsqueeze(0 if batch_first else 1)
+) -> tuple[Any, State]:  # fmt: skip
+    """Do as `run_layers` does to shapes and channels, not to values."""
+    options = (mode, biases, layers, dropout, bidirectional)
+    if isinstance(x, PackedSequence):  # as if all were of one sample
+        alone = None if state is None else join([part[:, :1] for part in split(state, mode)], mode)
+        output, last = follow_layers(x.data.unsqueeze(1), alone, *options, False, *weights)
+        batch = len(x.data) // len(x.batch_sizes) if x.unsorted_indices is None else len(x.unsorted_indices)
+        parts = [part.expand(-1, batch, -1) for part in split(last, mode)]
+        return PackedSequence(output.squeeze(1), *x[1:]), join(parts, mode)
+    if x.dim() == 2:
+        return run_without_batch(follow_layers, x, state, options, weights)
     directions = 2 if bidirectional else 1
-    parts = start(x, state, mode, layers * directions, batch_first, weights, batched)
-    each = len(weights) // (layers * directions)
     x = x.transpose(0, 1) if batch_first else x
-    last: list[list[Tensor]] = [[] for _ in parts]
+    parts = start(x.transpose(0, 1), state, mode, layers * directions, weights)
+    each = len(weights) // len(parts[0])
+    ends = []
     for layer in range(layers):
-        outputs = []
-        for row in range(layer * directions, (layer + 1) * directions):
-            own = weights[row * each : (row + 1) * each]
-            before = [part[row] + 0 for part in parts]  # a state that is a parameter is no weight
-            states = step(mode, x[:1], [part.unsqueeze(0) for part in before], own, biases)
-            for old, new in zip(before, states, strict=True):
-                _ = new + old
-            if len(x) > 1:
-                rest = [part.expand(len(x) - 1, *part.shape[1:]) for part in states]
-                later = step(mode, x[1:], rest, own, biases)
-                states = [torch.cat(pair) for pair in zip(states, later, strict=True)]
-            states = [part.cumsum(0) for part in states]
-            outputs.append(states[0])
-            for rows, part in zip(last, states, strict=True):
-                rows.append(part[-1])
-        x = torch.cat(outputs, -1) if bidirectional else outputs[0]
-    output, final = x.transpose(0, 1) if batch_first else x, [torch.stack(rows) for rows in last]
-    if not batched:
-        output, final = output.squeeze(0 if batch_first else 1), [part.squeeze(1) for part in final]
-    return output, tuple(final) if mode == "LSTM" else final[0]
+        rows = range(layer * directions, (layer + 1) * directions)
+        run = [
+            follow_steps(x, [part[row] for part in parts], mode, biases, weights[row * each : (row + 1) * each])
+            for row in rows
+        ]
+        ends += [[part[-1] for part in states] for states in run]
+        x = torch.cat([states[0] for states in run], -1) if bidirectional else run[0][0]
+    last = join([torch.stack(rows) for rows in zip(*ends, strict=True)], mode)
+    return x.transpose(0, 1) if batch_first else x, last
+
+
+def follow_steps(
+    x: Tensor, before: Sequence[Tensor], mode: str, biases: bool, weights: Sequence[Tensor]
+) -> list[Tensor]:  # fmt: skip
+    """Give the states after all steps of one layer in one direction: after the first, and after all others at once.
+
+    The state after a step has the channels of that before it. Sums over the steps, whose values nobody knows, have the
+    channels of the states, and let no step go, which would change all after it.
+    """
+    before = [part + 0 for part in before]  # one that is a parameter is no weight
+    states = step(mode, x[:1], [part.unsqueeze(0) for part in before], weights, biases)
+    for old, new in zip(before, states, strict=True):
+        _ = new + old
+    if len(x) > 1:
+        rest = [part.expand(len(x) - 1, *part.shape[1:]) for part in states]
+        states = [torch.cat(pair) for pair in zip(states, step(mode, x[1:], rest, weights, biases), strict=True)]
+    return [part.cumsum(0) for part in states]
+
+
+def follow_packing(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Do as `_pack_padded_sequence` does to channels, as if all samples were as long as they can be."""
+    x = (x.transpose(0, 1) if batch_first else x).cumsum(0).cumsum(1)  # steps and samples are no channels
+    return x.flatten(0, 1), lengths.new_zeros(len(x))
+
+
+def follow_padding(data: Tensor, counts: Tensor, batch_first: bool, value: float, total: int) -> tuple[Tensor, Tensor]:
+    """Do as `_pad_packed_sequence` does to channels, as if all samples were equally long."""
+    steps, batch = max(total, len(counts)), max(1, len(data) // len(counts))
+    x = data.cumsum(0)[:1].unsqueeze(0).expand(steps, batch, *data.shape[1:]) + value
+    return x.transpose(0, 1) if batch_first else x, counts.new_zeros(batch)
+
+
+FOLLOWED: dict[Callable[..., Any], Callable[..., Any]] = {
+    run_layers: follow_layers,
+    _VariableFunctions._pack_padded_sequence: follow_packing,
+    _VariableFunctions._pad_packed_sequence: follow_padding,
+}
+"""What stands for functions where no values are known."""

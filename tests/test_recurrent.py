@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fxprune
 from fxprune.errors import TargetError
@@ -230,3 +231,41 @@ def test_the_step_that_stands_for_all_is_one_of_the_layer(mode: str, biases: boo
         ours = run_layers(x, None, mode, biases, 1, 0.0, False, False, *weights)
         torch.testing.assert_close(torch.stack(outputs), layer(x)[0], rtol=0, atol=1e-14)
         torch.testing.assert_close(ours, layer(x), rtol=0, atol=0)
+
+
+class Packed(nn.Module):
+    """Sentences of several lengths, packed for the layer; what it gives for each word, and at the end."""
+
+    def __init__(self, kind: str, is_sorted: bool, given: bool, total: int | None = None) -> None:
+        super().__init__()
+        self.words, self.a = nn.Embedding(20, 8), nn.Linear(8, 6)
+        self.layer = getattr(nn, kind)(6, 8, 2, batch_first=True, bidirectional=True)
+        self.start = nn.Linear(8, 8) if given else None
+        self.b, self.c, self.head = nn.Linear(16, 12), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.is_sorted, self.total = is_sorted, total
+
+    def forward(self, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.words(words)
+        state: Any = None if self.start is None else self.start(x.mean(1)).tanh().repeat(4, 1, 1)
+        state = (state, state) if state is not None and isinstance(self.layer, nn.LSTM) else state
+        packed = pack_padded_sequence(self.a(x).relu(), lengths, batch_first=True, enforce_sorted=self.is_sorted)
+        out, last = self.layer(packed, state)
+        states, _ = pad_packed_sequence(out, batch_first=True, padding_value=0.5, total_length=self.total)
+        end = last[0][-1] if isinstance(self.layer, nn.LSTM) else last[-1]
+        return self.head(self.b(states).relu()), self.head(self.c(end).relu())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("is_sorted", "given", "total"), [(True, False, None), (False, True, None), (False, False, 9)])
+def test_packed_sequences(kind: str, is_sorted: bool, given: bool, total: int | None) -> None:
+    model = randomise(Packed(kind, is_sorted, given, total))
+    example = torch.randint(20, (3, 5)), torch.tensor([5, 3, 2])
+    other = torch.randint(20, (2, 7)), torch.tensor([7, 4] if is_sorted else [4, 7])
+    prepared = fxprune.prepare(model, example).eval()
+    assert not prepared.untraced
+    close_units(prepared, 0.5)
+    compact = fxprune.convert(prepared)
+    assert compact.layer.hidden_size < 8
+    assert compact.layer.input_size < 6
+    for inputs in (example, other):
+        torch.testing.assert_close(compact(*inputs), prepared(*inputs), rtol=0, atol=1e-12)

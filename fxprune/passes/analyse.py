@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,7 @@ from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval
 from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
-from fxprune.recurrent import follow_layers, run_layers
+from fxprune.recurrent import FOLLOWED
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
 from fxprune.shadow.products import note_product
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
@@ -403,8 +404,9 @@ def run_code(node: fx.Node, args: Any, kwargs: Any, model: nn.Module) -> Any:
         return model.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.target is run_layers and any(is_shadow(leaf) and not leaf.is_real for leaf in tree_leaves(args)):
-        return follow_layers(*args, **kwargs)
+    follow = FOLLOWED.get(node.target)  # type: ignore[arg-type]
+    if follow is not None and any(is_shadow(leaf) and not leaf.is_real for leaf in tree_leaves(args)):
+        return follow(*args, **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -467,7 +469,9 @@ def freeze(value: Any) -> Any:
     """Keep what is known of a node's result, without the tensor."""
     if is_shadow(value):
         return freeze_tensor(value)
-    return tree_map(lambda t: freeze_tensor(t) if is_shadow(t) else t, value)
+    if isinstance(value, PackedSequence):  # makes no other of what is no tensor
+        return tuple(map(freeze, value))
+    return tree_map(lambda t: t if t is value else freeze(t), value, is_leaf=lambda t: isinstance(t, PackedSequence))
 
 
 def freeze_tensor(t: ShadowTensor) -> Shadow:
