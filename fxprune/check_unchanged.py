@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from fxprune.compile_graph import describe, find_called
 from fxprune.errors import FxpruneError
+from fxprune.layer_functions import find_layer
 from fxprune.model import PreparedModel, TracedModel, find_parts
 
 
 def check_unchanged(prepared: PreparedModel) -> None:
-    """Refuse a prepared model some layer of which was added, removed or replaced by one of another kind or settings.
+    """Refuse a prepared model some layer of which was added, removed, or is of another kind or has other settings.
+
+    Settings of modules that the graph calls are followed: only those of layers stand in the graph.
 
     New weights of the same layer are no change, whether they were loaded, converted to another type, or are a new
     parameter. Raises FxpruneError.
@@ -22,11 +25,9 @@ def check_unchanged(prepared: PreparedModel) -> None:
         known = prepared.fxprune.parts.get(name)
         if known is None:
             raise FxpruneError(f"the layer {name} was added after fxprune.prepare, {_CONSEQUENCE}")
-        if known is not module and describe(known) != describe(module):
-            raise FxpruneError(
-                f"the layer {name} was {describe(known)} and became {describe(module)} after fxprune.prepare, "
-                f"{_CONSEQUENCE}"
-            )
+        was, is_now = prepared.fxprune.described[name], describe(module)
+        if was != is_now and (known is not module or find_layer(module) is not None):
+            raise FxpruneError(f"the layer {name} was {was} and became {is_now} after fxprune.prepare, {_CONSEQUENCE}")
     for name in prepared.fxprune.parts:
         if name not in now:
             raise FxpruneError(f"the layer {name} was removed after fxprune.prepare, {_CONSEQUENCE}")

@@ -59,7 +59,9 @@ def describe(module: nn.Module) -> str:
         return type(module).__name__
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return f"{module._get_name()}({module.num_features}, eps={module.eps})"
-    return f"{module._get_name()}({module.extra_repr()})"
+    parametrized = hasattr(module, "parametrizations")  # which is a class of its own, that computes the same
+    name = type(module).__bases__[0].__name__ if parametrized else module._get_name()
+    return f"{name}({module.extra_repr()})"
 
 
 def call_layers(graph: fx.Graph, layers: Mapping[str, str]) -> fx.Graph:

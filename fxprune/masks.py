@@ -71,6 +71,7 @@ class Masks(nn.Module):
             self.costs = UnitCosts(units, target) if units else WeightCosts(target)
         self.norms: list[tuple[str, str, Tensor]] = []
         self.parts: dict[str, nn.Module] = {}  # the prepared model's own modules by name, as they were traced
+        self.described: dict[str, str] = {}  # what they were, in words
         self._places = [(place.parameter, place.dim) for place in slices]
         for number, place in enumerate(slices):
             self.register_buffer(f"slice_{number}", place.index, persistent=False)
@@ -159,7 +160,7 @@ class Masks(nn.Module):
             mask, parameter = masks[name], parameters[norm]
             rows = mask.measure(gather(parameters[name])).transpose(0, mask.rows).flatten(1)
             alive = (rows.abs() > mask.threshold).any(1)[index.to(rows.device)]
-            for values in (parameter, parameter.grad):
+            for values in (parameter, parameter.grad) if parameter.requires_grad else ():
                 if values is not None:
                     values.mul_(spread(alive, values))
 

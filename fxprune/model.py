@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from fxprune.compile_graph import GraphCode, compile_graph, copy_graph
+from fxprune.compile_graph import GraphCode, compile_graph, copy_graph, describe
 from fxprune.conversion_report import Report
 from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import explain_failure, explain_misfit
@@ -285,6 +285,7 @@ class PreparedModel(TracedModel):
         self.pinned = pinned
         self.fxprune = masks.train(model.training)
         masks.parts = find_parts(self)
+        masks.described = {name: describe(part) for name, part in masks.parts.items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Refuse the state of another method or target before anything is loaded; weights alone leave masks alone."""
@@ -346,8 +347,17 @@ def describe_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer that a graph gets under this name; with a parametrization, what that computes."""
-    value: Tensor = operator.attrgetter(name)(model)
-    return value
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = read_tensor(operator.attrgetter(path)(model) if path else model, leaf)
+    return tensor
+
+
+def read_tensor(module: nn.Module, name: str) -> Any:
+    """Read a tensor of a module as it is in eval mode; read in training, spectral norm goes on estimating."""
+    if not hasattr(module, "parametrizations"):
+        return getattr(module, name)
+    with in_eval_mode(module):
+        return getattr(module, name)
 
 
 @contextmanager

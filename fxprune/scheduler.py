@@ -12,7 +12,7 @@ from fxprune.errors import FxpruneError, OptimizerError, TargetError
 from fxprune.is_number import is_number
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
-from fxprune.model import PreparedModel
+from fxprune.model import PreparedModel, read_tensor
 from fxprune.sharding import gather
 
 
@@ -126,13 +126,19 @@ class Scheduler:
     def _parameters(self) -> dict[str, Tensor]:
         return find_masked(self._prepared, self._masks)
 
+    def _find_parameters(self, name: str) -> list[Tensor]:
+        """List the parameters behind a masked tensor: itself, or those of which its layer computes it."""
+        tensor = self._followed[name]
+        owner = self._prepared.get_submodule(name.rpartition(".")[0])
+        return [tensor] if isinstance(tensor, nn.Parameter) else list(owner.parameters())
+
     @property
     def _edits_gradients(self) -> bool:
         return type(self._masks.method).before_step is not Method.before_step
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        trained = [parameter for parameter in self._followed.values() if parameter.requires_grad]
+        trained = [each for name in self._followed for each in self._find_parameters(name) if each.requires_grad]
         if trained and not any(id(parameter) in held for parameter in trained):
             raise OptimizerError(
                 f"the optimizer holds none of the prepared model's {len(trained)} masked parameters; "
@@ -186,7 +192,7 @@ def _find_tensor(model: nn.Module, name: str) -> Tensor:
     """Give the tensor of that name, by attributes: one that is shared or parametrised is in no list of parameters."""
     path, _, attribute = name.rpartition(".")
     try:
-        tensor = getattr(model.get_submodule(path), attribute)
+        tensor = read_tensor(model.get_submodule(path), attribute)
     except AttributeError:
         tensor = None
     if not isinstance(tensor, Tensor):

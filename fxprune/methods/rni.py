@@ -48,10 +48,11 @@ class RNI(NormScales):
         return self.strength * torch.stack(terms).sum()
 
     def adapt(self, model: nn.Module) -> None:
-        for module in model.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                raise FxpruneError("RNI has no synchronised batch norm; prepare the model with its ordinary ones")
-            if isinstance(module, _BatchNorm) and module.affine:
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
+        if any(isinstance(module, nn.SyncBatchNorm) for module in norms):
+            raise FxpruneError("RNI has no synchronised batch norm; prepare the model with its ordinary ones")
+        with torch.random.fork_rng(devices=[]):
+            for module in norms:
                 module.__class__ = make_receding(type(module))
                 nn.init.normal_(module.weight)
                 nn.init.zeros_(module.bias).requires_grad_(False)  # keeps its name in the state dict, and is not read

@@ -72,13 +72,13 @@ def masks_of(prepared: PreparedModel) -> list[tuple[nn.ModuleDict, str, WeightMa
 
 @torch.enable_grad()  # without gradients, torch makes a buffer of a weight that two parameters give
 def bake_parametrizations(model: nn.Module) -> None:
-    """Replace each parametrized tensor by what its parametrization computes."""
-    for module in model.modules():
-        if hasattr(module, "parametrizations"):  # a copy shares its class with the original: give it its own
-            kind = type(module)
-            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    """Replace each parametrized tensor by what its parametrization computes in eval mode."""
+    for module in [part for part in model.modules() if hasattr(part, "parametrizations")]:
+        kind = type(module)  # a copy shares its class with the original: give it its own
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+        with in_eval_mode(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def find_closed(prepared: PreparedModel, channels: Channels) -> Tensor:

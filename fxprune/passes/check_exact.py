@@ -16,6 +16,7 @@ from fxprune.model import Inputs, PreparedModel, TracedModel, bind_inputs, in_ev
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan, cut
+from fxprune.passes.watch import kept_state
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CASTS = ("double", "float", "half", "bfloat16")
@@ -90,6 +91,8 @@ def as_double(model: TracedModel) -> TracedModel:
             node.target = "double"
         node.args, node.kwargs = tree_map(lambda t: torch.float64 if t in PRECISIONS else t, (node.args, node.kwargs))
     copied.set_graphs(copied.graphs)
+    for run, known in zip(copied.runs, model.runs, strict=True):
+        run.compile(known.codes)  # calls the layers that the model calls, whatever its owner has made of them
     return copied
 
 
@@ -136,7 +139,7 @@ def measure_rounding(source: TracedModel, path: str, doubled: Inputs) -> float:
 @torch.no_grad()
 def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
     """The largest difference of any output, divided by how much that output varies over inputs."""
-    with in_eval_mode(source), in_eval_mode(compact):
+    with in_eval_mode(source), in_eval_mode(compact), kept_state(source), kept_state(compact):
         expected = run_varied(source, inputs)
         runs = [(outputs, outputs_of(compact, each)) for each, outputs in expected]
     return measure(runs)

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from fxprune.compile_graph import copy_graph
 from fxprune.layer_functions import LAYERS, PADDING, find_layer, has_dropout
-from fxprune.model import TracedModel
+from fxprune.model import TracedModel, read_tensor
 
 EXPANDS = ("expand", "expand_as")
 
@@ -106,7 +106,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def get_parameter(graph: fx.Graph, before: fx.Node, module: nn.Module, name: str, names: dict[int, str]) -> Any:
     """Read a parameter of the called module in the graph, once a graph."""
-    value = getattr(module, name)
+    value = read_tensor(module, name)
     if value is None:
         return None
     target = names.get(id(value), f"{before.target}.{name}")

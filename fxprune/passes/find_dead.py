@@ -318,9 +318,21 @@ def find_absorbing(readers: list[Reader]) -> list[bool]:
         r.weight is not None
         and r.source is not None
         and r.node.target in HAVE_BIAS
+        and has_own_bias(r.node)
         and calls[r.node.graph, r.source] == 1
         for r in readers
     ]
+
+
+def has_own_bias(node: fx.Node) -> bool:
+    """Whether a contraction has a parameter for its bias, or none; part of another tensor is no place for constants."""
+    bias = find_bias(node)
+    return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
+
+
+def find_bias(node: fx.Node) -> Any:
+    """Find the bias that a convolution or linear layer is given."""
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
 def measure_strength(model: TracedModel, channels: Channels) -> Tensor:

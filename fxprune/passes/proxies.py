@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-_STRUCTURE = frozenset({"ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized"})
+_STRUCTURE = frozenset({
+    "ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized",
+    "_is_buffer", "_is_param", "persistent",
+})  # fmt: skip
 
 LENGTH = len
 """Python's own, also while code is traced, for which another stands."""

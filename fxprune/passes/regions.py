@@ -60,7 +60,8 @@ def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
     result in an attribute.
     """
     code = copy_model(model, share_weights=True)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(code), in_eval_mode(traced):
+    quiet = torch.random.fork_rng(devices=[])
+    with torch.no_grad(), quiet, in_eval_mode(code), in_eval_mode(traced), kept_state(traced):
         try:
             wanted = floats_of(code, inputs)
         except Exception as error:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.layer_functions import find_mode
 from fxprune.model import TracedModel, find_tensor, named_tensors, share_tensors
 from fxprune.passes.analyse import Channels, Shadow, is_traced
-from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_used, is_empty, joined_dim
+from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_bias, find_used, is_empty, joined_dim
 from fxprune.passes.living import use_living
 from fxprune.passes.mend import Mender
 from fxprune.shadow.ids import Reader
@@ -90,14 +90,15 @@ class Surgery:
 
     def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
         """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""
-        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        owner, _, _ = str(reader.source).rpartition(".")
-        name = str(bias.target) if isinstance(bias, fx.Node) else f"{owner}.bias" if owner else "bias"
+        bias = find_bias(node)
+        owner, _, leaf = str(reader.source).rpartition(".")
+        new = "bias" if leaf == "weight" else f"{leaf}_bias"
+        name = str(bias.target) if isinstance(bias, fx.Node) else f"{owner}.{new}" if owner else new
         weight = self.compact.get_parameter(str(reader.source))
         flat = amount.reshape(-1).to(weight)
         if bias is None and name not in done:
             parameter = nn.Parameter(torch.zeros_like(flat), weight.requires_grad)
-            self.compact.get_submodule(owner).register_parameter("bias", parameter)
+            self.compact.get_submodule(owner).register_parameter(new, parameter)
             self.shadows[name] = Shadow((len(flat),), (reader.rows.reshape(-1),), None)
         if name not in done:
             parameter = self.compact.get_parameter(name)
@@ -115,6 +116,9 @@ class Surgery:
         """Read a buffer where a node always gives the same."""
         node = self.copies[old]
         values = self.channels.values[self.before.index(old.graph)]
+        layout = values[old].layout
+        if layout is not None and not layout.is_floating_point():
+            value = value.to(layout.dtype)
         ids = tuple(t for t in values[old].ids if all(value.size(d) == t.size(d) for d in varying(t)))
         name = self.add_buffer(f"constant_{node.name}", value, ids)
         with node.graph.inserting_before(node):
@@ -125,11 +129,14 @@ class Surgery:
             user.replace_input_with(node, made)
 
     def add_buffer(self, name: str, value: Tensor, ids: Ids) -> str:
-        """Add a buffer to the smaller model, of its parameters' type, whose channels have these ids; return its name.
+        """Add a buffer to the smaller model, whose channels have these ids; return its name.
+
+        Floating point numbers are of the type of its parameters.
 
         An earlier conversion may have added one of that name, which the graph reads; both modes share theirs.
         """
-        value = value.to(next(self.compact.parameters())).clone()
+        like = next(self.compact.parameters())
+        value = value.to(like.device, like.dtype if value.is_floating_point() else None).clone()
         names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
         name = next(each for each in names if not hasattr(self.compact, each) or self.has_added(each, value))
         if name in self.added:
@@ -152,7 +159,7 @@ class Surgery:
             data = cut(tensor.data, alive)
             for dim, keep in alive.items():
                 ids = [t[(slice(None),) * dim + (keep,)] if t.size(dim) > 1 else t for t in ids]
-            tensor.data = data if alive else data.clone()
+            tensor.data = keep_layout(data, tensor) if alive else data.clone()
             tensor.grad = None
             self.shadows[name] = Shadow(tuple(data.shape), tuple(ids), None)
 
@@ -179,6 +186,14 @@ class Surgery:
         mender.run_all(self.compact.graphs.of(graph).inputs, self.shadows)
         remove_unused(graph, self.originals, self.channels)
         graph.lint()
+
+
+def keep_layout(data: Tensor, like: Tensor) -> Tensor:
+    """Store what was cut out of a tensor channels last where that was."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
+    if last is None or like.is_contiguous() or not like.is_contiguous(memory_format=last):
+        return data
+    return data.contiguous(memory_format=last)
 
 
 def merge_columns(weight: nn.Parameter, merge: Merge) -> None:
@@ -213,6 +228,8 @@ def remove_unread(model: TracedModel) -> None:
             inside = any(".".join(parts[:length]) in read for length in range(1, len(parts) + 1))
             if not inside and id(getattr(module, name)) not in tied and is_traced(model, full):
                 setattr(module, name, None)
+                if name == "running_mean":  # it is not called any more, and those who measure statistics ask this
+                    module.track_running_stats = False
 
 
 def resize_modules(model: TracedModel) -> None:

@@ -109,6 +109,15 @@ def keep_constant(call: Call) -> list[Constant | None]:
     return [constant_of(call.tensors[0])] * len(call.outputs)
 
 
+def cast_constant(call: Call) -> list[Constant | None]:
+    """What is known stays so in another type: whole numbers lose what is behind the point."""
+    constant, dtype = constant_of(call.tensors[0]), call.outputs[0].dtype
+    if constant is None:
+        return [None]
+    value = torch.where(constant.known, constant.value, torch.zeros((), dtype=constant.value.dtype))
+    return [Constant(value.to(torch.float64 if dtype.is_floating_point else dtype), constant.known)]
+
+
 def overwrite(table: IdTable, call: Call) -> list[Ids]:
     """Follow `copy_`: both are tied; what is written has the source's ids, or the old ones where it is broadcast."""
     tie_elements(table, call)

@@ -20,6 +20,7 @@ from fxprune.shadow.contractions import (
     multiply_constants,
 )
 from fxprune.shadow.elements import (
+    cast_constant,
     compute_elements,
     copy_constant,
     fill_like,
@@ -96,7 +97,8 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(convolve, convolve_constants), "convolution _convolution"),
     (Rule(multiply, multiply_constants, counts=False), "mm addmm"),
     (Rule(multiply, unknown, counts=False), "bmm baddbmm"),
-    (Rule(keep_first, keep_constant, moves=True), "clone contiguous detach alias lift_fresh lift _to_copy to"),
+    (Rule(keep_first, keep_constant, moves=True), "clone contiguous detach alias lift_fresh lift"),
+    (Rule(keep_first, cast_constant, moves=True), "_to_copy to"),
     (MOVE, "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind"),
     (MOVE, "squeeze unsqueeze flip roll index index_select pixel_shuffle pixel_unshuffle channel_shuffle repeat"),
     (MOVE, "diagonal movedim unflatten flatten narrow unfold unsafe_split"),
