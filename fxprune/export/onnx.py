@@ -2,12 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import onnx
 import torch
@@ -15,7 +15,7 @@ from onnxscript import ir, optimizer
 from onnxscript.ir.passes import common
 from torch import nn
 
-from fxprune.errors import ExactnessError, ExportError
+from fxprune.errors import ExactnessError, ExportError, FxpruneError
 from fxprune.export.check_file import prepare_seal, seal_file
 from fxprune.export.check_outputs import ROUNDING_FACTOR, ROUNDING_LIMIT
 from fxprune.export.evaluation import copy_for_evaluation, no_trace
@@ -103,7 +103,7 @@ def to_onnx(
         inputs = read_inputs(model, example_inputs)
         copy = copy_for_evaluation(model)
         args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
-        output_names, _ = flatten_outputs(copy(*args, **kwargs))
+        output_names, _ = flatten_outputs(_run(copy, args, kwargs))
         output_names = tuple(f"output_{name}" if name in inputs.names else name for name in output_names)
         axes = choose_axes(inputs, dynamic_batch, dynamic_axes)
         graph = translate(copy, inputs, output_names, opset, axes).model
@@ -143,6 +143,19 @@ def _drop_wrong_biases(graph: ir.Model) -> None:
         value = read_constant(bias) if bias is not None else None
         if value is not None and value.ndim != 1 and not value.any():
             node.replace_input_with(2, None)
+
+
+def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run a model on its example inputs."""
+    try:
+        return model(*args, **kwargs)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"{type(model).__name__} does not run on example_inputs ({reason}); give some it takes."
+        ) from error
 
 
 def _simplify(graph: ir.Model) -> Folding:

@@ -265,6 +265,12 @@ def test_weights_above_the_limit_of_one_file_go_beside_it(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["block.onnx", "block.onnx.data"]
 
 
+def test_inputs_that_the_model_does_not_take_are_refused(tmp_path: Path, block: nn.Module) -> None:
+    with pytest.raises(ExportError, match=r"does not run on example_inputs .*expected input.*give some it takes"):
+        to_onnx(block, torch.randn(1, 5, 6, 6), tmp_path / "block.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("opset", [3, 99, "18"])
 def test_an_opset_that_does_not_exist_is_refused(tmp_path: Path, block: nn.Module, opset: Any) -> None:
     with pytest.raises(ExportError, match=f"opset={opset!r}"):
