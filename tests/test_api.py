@@ -204,7 +204,7 @@ def test_a_call_that_fails_inside_the_graph_names_the_line_of_the_users_code(x: 
 
 
 def test_one_batch_is_no_loader() -> None:
-    with pytest.raises(FxpruneError, match=r"goes through batches, and a Tensor is one: give a loader, or a list"):
+    with pytest.raises(FxpruneError, match=r"goes through batches, which a Tensor is not: give a loader"):
         fxprune.recalibrate(build(), varied_images(2, 3, 8))
 
 
