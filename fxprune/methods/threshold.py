@@ -200,6 +200,8 @@ def _sample_bracket(search: _Search, deviations: int) -> tuple[int, int]:
     sample = _Magnitudes(torch.cat(parts).cpu(), price if search.is_priced else None)
     count, share, spread = int(price.sum()), search.rank / search.total, float(price.double().square().sum())
     middle, margin = share * count, deviations * (math.sqrt(spread * share * (1 - share)) + int(price.max()))
+    if not count:  # it holds nothing that costs anything
+        return -1, _to_bits(torch.finfo(search.dtype).max, search.dtype)
     low, high = math.floor(middle - margin), math.ceil(middle + margin)
     high_value = float(_pick(sample, high)) if high < count else torch.finfo(search.dtype).max
     if low < 0:

@@ -229,6 +229,12 @@ def test_what_weights_cost_decides_where_they_have_prices(
     assert found == (priced_threshold(values, costs, closed) if closed else 0)
 
 
+def test_a_sample_of_what_costs_nothing_tells_nothing() -> None:
+    weights = {"free": torch.rand(1_000_000), "dear": torch.linspace(0.1, 0.8, 8)}
+    found = select_priced_threshold(weights, 4, prices={"free": 0, "dear": 1})
+    assert int((weights["dear"] <= found).sum()) == 4
+
+
 def test_a_million_weights_of_two_prices_give_the_threshold_of_the_cost() -> None:
     torch.manual_seed(0)
     weights = {"a": torch.randn(700, 999), "b": 0.1 * torch.randn(300, 33, 3, 3), "c": torch.randn(7)}
