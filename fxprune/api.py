@@ -190,15 +190,22 @@ def convert(
         units_removed=int(plan.dead.sum()),
         kept=plan.kept,
         error=error,
-        method=None if masks is None else repr(masks.method),
-        target=None if masks is None or masks.target is None else repr(masks.target),
-        counted=None if masks is None else masks.counted,
-        masked=None if masks is None else masks.measure_closed(partial(find_tensor, source)),
-        asked=None if masks is None or masks.target is None else masks.target.share,
+        **({} if masks is None else report_masks(masks, source)),
     )
     result = compact if into is None else resize_original(into, compact, inputs)
     result.report = report
     return result
+
+
+def report_masks(masks: Masks, source: TracedModel) -> dict[str, Any]:
+    """Give what a report says of the masks, whose weights `source` holds as they leave them."""
+    return {
+        "method": repr(masks.method),
+        "target": None if masks.target is None else repr(masks.target),
+        "counted": masks.counted,
+        "masked": masks.measure_closed(partial(find_tensor, source)),
+        "asked": None if masks.target is None else masks.target.share,
+    }
 
 
 def find_multiple(align: int | None, masks: Masks | None) -> int:

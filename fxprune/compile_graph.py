@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from fxprune.layer_functions import INPUTS, LAYERS
+from fxprune.layer_functions import INPUTS, LAYERS, find_kind
 
 GRAPH_FILE = "<fxprune graph>"
 """What stands for a file in the tracebacks of compiled graphs."""
@@ -59,8 +59,7 @@ def describe(module: nn.Module) -> str:
         return type(module).__name__
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return f"{module._get_name()}({module.num_features}, eps={module.eps})"
-    parametrized = hasattr(module, "parametrizations")  # which is a class of its own, that computes the same
-    name = type(module).__bases__[0].__name__ if parametrized else module._get_name()
+    name = find_kind(module).__name__ if hasattr(module, "parametrizations") else module._get_name()
     return f"{name}({module.extra_repr()})"
 
 

@@ -102,5 +102,10 @@ INPUTS = {layer.function: layer.inputs for layer in LAYERS.values()}
 
 def find_layer(module: nn.Module) -> type[nn.Module] | None:
     """The layer type that computes this module: its own, or, with parametrizations, the one before them."""
-    kinds = [type(module), type(module).__bases__[0]] if hasattr(module, "parametrizations") else [type(module)]
-    return next((kind for kind in kinds if kind in LAYERS), None)
+    kind = find_kind(module)
+    return kind if kind in LAYERS else None
+
+
+def find_kind(module: nn.Module) -> type[nn.Module]:
+    """The class of a module; with parametrizations, which make one of their own, that before them."""
+    return type(module).__bases__[0] if hasattr(module, "parametrizations") else type(module)

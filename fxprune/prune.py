@@ -17,7 +17,7 @@ from fxprune.is_number import is_whole
 from fxprune.meet_latency import meet_latency
 from fxprune.methods.gmp import GMP
 from fxprune.methods.targets import Latency
-from fxprune.model import PreparedModel
+from fxprune.model import PreparedModel, in_eval_mode
 from fxprune.scheduler import find_masked
 
 
@@ -67,22 +67,21 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int | None = No
     if count is not None and not is_whole(count, 1):
         raise FxpruneError(f"count={count!r}: give the number of batches, 1 or more, or None for all that there are")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    modes = [(module, module.training) for module in model.modules()]
     statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     momenta = [norm.momentum for norm in norms]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for batch in batches:
-            if seen == count:
-                break
-            run(model, batch, device)
-            seen += 1
+        with in_eval_mode(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.train()
+            for batch in batches:
+                if seen == count:
+                    break
+                run(model, batch, device)
+                seen += 1
         if norms and not seen:
             raise FxpruneError("there are no batches to measure statistics on, which stay as they were: give a loader")
     except BaseException:
@@ -92,8 +91,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int | None = No
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, training in modes:
-            module.training = training
 
 
 def run(model: nn.Module, batch: Any, device: torch.device) -> None:

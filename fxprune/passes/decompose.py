@@ -33,18 +33,22 @@ def decompose(model: TracedModel) -> None:
     for region in model.graphs.regions:
         if region.train is region.eval and any(has_dropout(module) for module in called_modules(model, region.eval)):
             region.train = copy_graph(region.eval)
-    training = {region.train for region in model.graphs.regions} - {region.eval for region in model.graphs.regions}
-    for graph in model.graphs:
-        for node in list(graph.nodes):
-            if node.op == "call_module":
-                open_layer(graph, node, model.get_submodule(node.target), names, graph in training)
-            elif node.target is F.normalize:
-                divide_by_norm(graph, node)
-            elif node.target in EXPANDS and node.users and all(broadcasts(user, node) for user in node.users):
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-        graph.lint()
+        for graph in region:
+            open_graph(model, graph, names, training=graph is not region.eval)
     model.set_graphs(model.graphs)
+
+
+def open_graph(model: TracedModel, graph: fx.Graph, names: dict[int, str], training: bool) -> None:
+    """Write out the layers of the graph of one mode."""
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            open_layer(graph, node, model.get_submodule(node.target), names, training)
+        elif node.target is F.normalize:
+            divide_by_norm(graph, node)
+        elif node.target in EXPANDS and node.users and all(broadcasts(user, node) for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.lint()
 
 
 def divide_by_norm(graph: fx.Graph, node: fx.Node) -> None:

@@ -20,9 +20,6 @@ from fxprune.passes.mend import Mender
 from fxprune.shadow.ids import Reader
 from fxprune.shadow.tensor import Ids, varying
 
-RECURRENT = (("weight_ih", "weight_hh"), ("weight_ih_l0", "weight_hh_l0"))
-"""The weights that tell the sizes of a recurrent cell, and of a layer."""
-
 
 def shrink(model: TracedModel, channels: Channels, plan: Plan) -> TracedModel:
     """Return a copy of `model` without the plan's dead units; `model` stays as it was.
@@ -270,7 +267,8 @@ def resize_modules(model: TracedModel) -> None:
 
 def resize_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
     """Let the attributes of a recurrent layer or cell say what its weights have become."""
-    first, again = (getattr(module, name, None) for name in RECURRENT[isinstance(module, nn.RNNBase)])
+    layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+    first, again = (getattr(module, f"weight_{part}{layer}", None) for part in ("ih", "hh"))
     if not isinstance(first, Tensor) or not isinstance(again, Tensor):
         return
     gates = {"LSTM": 4, "GRU": 3}.get(find_mode(module), 1)

@@ -61,34 +61,44 @@ def pick_constants(call: Call) -> list[Constant | None]:
 def put_ids(table: IdTable, call: Call) -> list[Ids]:
     """Follow what puts elements: `scatter`, `index_add`, `index_put` and writing by a tensor of indexes."""
     target, *others = call.tensors
-    dims, packet = find_indexed(call), call.functional
+    dims = find_indexed(call)
     if dims is None:
         return pin_inputs(table, call)
-    name = packet.__name__
-    if packet is aten.index_put:
-        indexes, values = [t for t in call.args[1] if t is not None], call.args[2]
-        for index in indexes:
-            table.pin(index.ids, "a table of indexes")
-        kept = keep_beside(table, call, target, dims)
-        if any(index.dtype in (torch.bool, torch.uint8) for index in indexes):  # nobody knows how many there are
-            return [tuple(kept)] if values.numel() == 1 else pin_inputs(table, call)
-        place = aten.index.Tensor(torch.empty(target.shape, device="meta"), lower(call.args[1]))
-        rank = place.dim()
-        if values.dim() > rank:
-            return pin_inputs(table, call)
-        taken = [compress(aten.index.Tensor(t.expand(target.shape), lower(call.args[1]))) for t in kept]
-        given = [align(t, rank) for t in values.ids]
-        if values.numel() > 1:
-            tie_operands(table, [(taken, list(place.shape)), (given, align_shape(values.shape, rank))], name)
-        return [tuple(kept)]
-    if packet not in BY_ELEMENT:
+    if call.functional is aten.index_put:
+        return put_by_index(table, call, dims)
+    if call.functional not in BY_ELEMENT:
         table.pin(others[0].ids, "a table of indexes")
         others = others[1:]
     operands = [(keep_beside(table, call, t, dims), list(t.shape)) for t in (target, *others)]
     sizes = {tuple(1 if d in dims else size for d, size in enumerate(shape)) for _, shape in operands}
     if len(sizes) > 1:  # only a corner is written
         return pin_inputs(table, call)
-    return [tie_operands(table, operands, name)]
+    return [tie_operands(table, operands, call.functional.__name__)]
+
+
+def put_by_index(table: IdTable, call: Call, dims: set[int]) -> list[Ids]:
+    """Follow `index_put`: what is written has the channels of what an index would read there."""
+    target, places, values = call.args[:3]
+    indexes = [t for t in places if t is not None]
+    for index in indexes:
+        table.pin(index.ids, "a table of indexes")
+    kept = keep_beside(table, call, target, dims)
+    if values.numel() == 1:
+        return [tuple(kept)]
+    if any(map(is_mask, indexes)):  # nobody knows how many there are
+        return pin_inputs(table, call)
+    read = aten.index.Tensor(torch.empty(target.shape, device="meta"), lower(places))
+    if values.dim() > read.dim():
+        return pin_inputs(table, call)
+    taken = [compress(aten.index.Tensor(t.expand(target.shape), lower(places))) for t in kept]
+    given = [align(t, read.dim()) for t in values.ids], align_shape(values.shape, read.dim())
+    tie_operands(table, [(taken, list(read.shape)), given], call.functional.__name__)
+    return [tuple(kept)]
+
+
+def is_mask(index: Tensor) -> bool:
+    """Whether an index says of each element whether it is meant, for as many dimensions as it has."""
+    return index.dtype in (torch.bool, torch.uint8)
 
 
 def find_indexed(call: Call) -> set[int] | None:
@@ -98,8 +108,7 @@ def find_indexed(call: Call) -> set[int] | None:
         return {call.argument("dim") % rank} if rank else None
     found, dim = set(), 0
     for index in call.args[1]:
-        masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-        width = index.dim() if masks else 1
+        width = index.dim() if index is not None and is_mask(index) else 1
         found |= set(range(dim, dim + width)) if index is not None else set()
         dim += width
     return found
