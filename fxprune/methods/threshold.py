@@ -4,7 +4,8 @@ The threshold is the order statistic T = v[floor((N - 1) s)] of the N magnitudes
 a weight stays open iff v > T. Nothing is sorted or concatenated: a strided sample gives a bracket around T, one pass
 in cache-sized blocks counts what lies above it and collects the few magnitudes inside, and T is picked from those.
 A sample that misleads costs more passes and never the exactness. What comes out depends on the weights alone: a
-bracket remembered from the last step was tried, and saves next to nothing over the sample.
+bracket remembered from the last step was tried, and saves a quarter at best where the threshold hardly moves, and
+costs a second pass where it does.
 
 Equal magnitudes close together or not at all, whichever comes nearer to what was asked.
 
@@ -14,7 +15,7 @@ Magnitudes are ordered as their bits are, read as an integer, so brackets are pa
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from fxprune.errors import FxpruneError, TargetError
 _ROWS = 8  # a block is searched in columns of so many magnitudes: few columns hold one inside the bracket
 _CPU_BLOCK = 1 << 20  # magnitudes; smaller ones fit a closer cache, but then the threads wait for each other more
 _GPU_BLOCK = 1 << 22  # few waits for the device in little memory; float32 counts as far as 1 << 24
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 19
 _FEW = 1 << 16  # so many magnitudes are collected whatever their share
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -138,15 +139,23 @@ class _Found(NamedTuple):
     equal: int  # how many have this value
 
 
-class _Magnitudes(NamedTuple):
-    values: Tensor
-    prices: Tensor | None  # None where all are 1
+class _Ordered(NamedTuple):
+    bits: Tensor  # of magnitudes, ascending
+    costs: Tensor | None  # of all up to each, together; None where each costs 1
+
+    def find(self, bits: int) -> tuple[int, int]:
+        """Give where the magnitudes of these bits begin and end."""
+        return int(torch.searchsorted(self.bits, bits)), int(torch.searchsorted(self.bits, bits, right=True))
+
+    def cost(self, number: int) -> int:
+        """Give what so many of the smallest cost together."""
+        return number if self.costs is None or number == 0 else int(self.costs[number - 1])
 
 
 class _Survey(NamedTuple):
     low: _Point
     high: _Point
-    inside: _Magnitudes | None  # those in (low, high], or None where they are too many to be collected
+    inside: _Ordered | None  # those in (low, high], or None where they are too many to be collected
 
 
 @torch.no_grad()
@@ -166,7 +175,7 @@ def _find(search: _Search) -> _Found:
                 _from_bits(ceiling.bits, search.dtype), floor.upto, ceiling.upto, ceiling.number - floor.number
             )
         if survey.inside is not None and (floor, ceiling) == (survey.low, survey.high):
-            return _describe(survey.inside, _pick(survey.inside, search.rank - floor.upto), floor.upto)
+            return _describe(survey.inside, _pick(survey.inside, search.rank - floor.upto), search.dtype, floor.upto)
     raise AssertionError("unreachable")
 
 
@@ -188,30 +197,27 @@ def _sample_bracket(search: _Search, deviations: int) -> tuple[int, int]:
     stride = search.number // min(_SAMPLE, search.number // _ROWS)
     while math.gcd(stride, 210) > 1:  # else it could hit the same places of every kernel
         stride += 1
-    parts: list[Tensor] = []
-    prices: list[Tensor] = []
+    parts: list[tuple[Tensor, int]] = []
     start = 0
     for layer in search.layers:
         part = layer.flat[-start % stride :: stride].to(search.layers[0].flat.device, search.dtype)
-        parts.append(part.abs() / layer.scale)
-        prices.append(torch.full((part.numel(),), layer.price))
+        parts.append((part.abs() / layer.scale, layer.price))
         start += layer.flat.numel()
-    price = torch.cat(prices)
-    sample = _Magnitudes(torch.cat(parts).cpu(), price if search.is_priced else None)
-    count, share, spread = int(price.sum()), search.rank / search.total, float(price.double().square().sum())
-    middle, margin = share * count, deviations * (math.sqrt(spread * share * (1 - share)) + int(price.max()))
+    count, spread = (sum(part.numel() * price**power for part, price in parts) for power in (1, 2))
     if not count:  # it holds nothing that costs anything
         return -1, _to_bits(torch.finfo(search.dtype).max, search.dtype)
+    sample = _order(parts, search.is_priced)
+    share, dearest = search.rank / search.total, max(price for _, price in parts)
+    middle, margin = share * count, deviations * (math.sqrt(spread * share * (1 - share)) + dearest)
     low, high = math.floor(middle - margin), math.ceil(middle + margin)
-    high_value = float(_pick(sample, high)) if high < count else torch.finfo(search.dtype).max
+    high_bits = _pick(sample, high) if high < count else _to_bits(torch.finfo(search.dtype).max, search.dtype)
     if low < 0:
-        return -1, _to_bits(high_value, search.dtype)
-    low_value = float(_pick(sample, low))
-    tied = int((sample.values == low_value).sum()) * 32 > sample.values.numel()
-    low_bits = _to_bits(low_value, search.dtype)
-    if not (tied and low_value < high_value):  # what so many share, zeros mostly, is counted and not collected
-        low_bits -= 1
-    return low_bits, _to_bits(high_value, search.dtype)
+        return -1, high_bits
+    low_bits = _pick(sample, low)
+    start, end = sample.find(low_bits)
+    if (end - start) * 32 > sample.bits.numel() and low_bits < high_bits:
+        return low_bits, high_bits  # what so many share, zeros mostly, is counted and not collected
+    return low_bits - 1, high_bits
 
 
 def _survey(search: _Search, low: int, high: int) -> _Survey:
@@ -222,24 +228,23 @@ def _survey(search: _Search, low: int, high: int) -> _Survey:
     low_value, high_value = _from_bits(low, search.dtype), _from_bits(high, search.dtype)
     limit = _most_inside(search) if high - low > 1 else 0
     low_point, high_point = _Point(low, search.total, search.number), _Point(high, search.total, search.number)
-    inside: list[Tensor] = []
-    prices: list[Tensor] = []
-    for block, between, above, price in _blocks(search):
-        torch.gt(block, low_value, out=between)
-        torch.gt(block, high_value, out=above)
-        columns = between.sub_(above).view(_ROWS, -1).sum(0)  # exact: whole numbers far below 2^24
-        sums = torch.stack([columns.sum(), above.sum(), block.sum()]).tolist()  # a GPU is waited for once a block
-        if not math.isfinite(sums[2]):
+    inside: list[tuple[Tensor, int]] = []
+    for block, marks, price in _blocks(search):
+        above_low, above_high = (
+            torch.gt(block, value, out=marks).view(_ROWS, -1).sum(0) for value in (low_value, high_value)
+        )
+        # These sums are exact: whole numbers far below 2^24. A GPU is waited for once a block.
+        many, few, total = torch.stack([above_low.sum(), above_high.sum(), block.sum()]).tolist()
+        if not math.isfinite(total):
             refuse_unfinite({layer.name: layer.flat for layer in search.layers})
-        low_point, high_point = _subtract(low_point, sums[0] + sums[1], price), _subtract(high_point, sums[1], price)
-        if sums[0] and high_point.number - low_point.number <= limit:
-            some = block.view(_ROWS, -1).index_select(1, columns.nonzero().squeeze(1)).flatten()
-            inside.append(some[(some > low_value) & (some <= high_value)].cpu())
-            prices.append(torch.full((inside[-1].numel(),), price))
+        low_point, high_point = _subtract(low_point, many, price), _subtract(high_point, few, price)
+        if many > few and high_point.number - low_point.number <= limit:
+            columns = above_low.sub_(above_high).nonzero().squeeze(1)
+            some = block.view(_ROWS, -1).index_select(1, columns).flatten()
+            inside.append((some[(some > low_value) & (some <= high_value)], price))
     if not inside or high_point.number - low_point.number > limit:
         return _Survey(low_point, high_point, None)
-    collected = _Magnitudes(torch.cat(inside), torch.cat(prices) if search.is_priced else None)
-    return _Survey(low_point, high_point, collected)
+    return _Survey(low_point, high_point, _order(inside, search.is_priced))
 
 
 def _subtract(point: _Point, above: float, price: int) -> _Point:
@@ -247,12 +252,12 @@ def _subtract(point: _Point, above: float, price: int) -> _Point:
     return _Point(point.bits, point.upto - int(above) * price, point.number - int(above))
 
 
-def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    """Yield all magnitudes in blocks of whole columns, filled up with -1, each with two temporaries of its size.
+def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield all magnitudes in blocks of whole columns, filled up with -1, each with a temporary of its size.
 
-    All of a block have the same price, which is the last. The three tensors are used again for the next block.
+    All of a block have the same price, which is the last. The two tensors are used again for the next block.
     """
-    work = torch.empty(3, 0)
+    work = torch.empty(2, 0)
     filled = price = 0
     for layer in search.layers:
         position = 0
@@ -266,7 +271,11 @@ def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
                     yield *_fill_up(work, filled), price
                 work, filled = _new_work(search, layer.flat.device), 0
             piece = layer.flat[position : position + work.shape[1] - filled]
-            magnitude = work[0, filled : filled + piece.numel()].copy_(piece).abs_()
+            magnitude = work[0, filled : filled + piece.numel()]
+            if piece.dtype == search.dtype and piece.device == work.device:
+                torch.abs(piece, out=magnitude)  # one pass fewer
+            else:
+                magnitude.copy_(piece).abs_()
             if layer.scale != 1.0:
                 magnitude.div_(layer.scale)
             position += piece.numel()
@@ -280,34 +289,40 @@ def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
 
 def _new_work(search: _Search, device: torch.device) -> Tensor:
     block = _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
-    return torch.empty(3, min(block, search.number + -search.number % _ROWS), dtype=search.dtype, device=device)
+    return torch.empty(2, min(block, search.number + -search.number % _ROWS), dtype=search.dtype, device=device)
 
 
-def _fill_up(work: Tensor, filled: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fill_up(work: Tensor, filled: int) -> tuple[Tensor, Tensor]:
     size = filled + -filled % _ROWS
     work[0, filled:size] = -1
-    block, between, above = work[:, :size]
-    return block, between, above
+    block, marks = work[:, :size]
+    return block, marks
 
 
 def _most_inside(search: _Search) -> int:
     return max(_FEW, search.number // 16)
 
 
-def _pick(magnitudes: _Magnitudes, amount: int) -> Tensor:
-    """Give the smallest magnitude up to which all cost more than `amount`."""
-    if magnitudes.prices is None:
-        return magnitudes.values.kthvalue(amount + 1).values
-    ordered, order = magnitudes.values.sort()
-    return ordered[torch.searchsorted(magnitudes.prices[order].cumsum(0), amount, right=True)]
+def _order(parts: Sequence[tuple[Tensor, int]], is_priced: bool) -> _Ordered:
+    """Order the magnitudes of all parts together, whose prices stand beside them."""
+    values = torch.cat([part.cpu() for part, _ in parts])
+    bits, order = values.view(_BITS[values.dtype]).sort()  # many times as fast as a sort of floating point
+    if not is_priced:
+        return _Ordered(bits, None)
+    prices = torch.cat([torch.full((part.numel(),), price) for part, price in parts])
+    return _Ordered(bits, prices[order].cumsum(0))
 
 
-def _describe(magnitudes: _Magnitudes, value: Tensor, lower: int) -> _Found:
-    """Say what lies below the value that was picked and up to it, where `lower` is what lies below all of these."""
-    is_below, is_equal = magnitudes.values < value, magnitudes.values == value
-    prices = magnitudes.prices if magnitudes.prices is not None else is_below.new_ones((), dtype=torch.int64)
-    below = lower + int((is_below * prices).sum())
-    return _Found(float(value), below, below + int((is_equal * prices).sum()), int(is_equal.sum()))
+def _pick(ordered: _Ordered, amount: int) -> int:
+    """Give the bits of the smallest magnitude up to which all cost more than `amount`."""
+    place = amount if ordered.costs is None else torch.searchsorted(ordered.costs, amount, right=True)
+    return int(ordered.bits[place])
+
+
+def _describe(ordered: _Ordered, bits: int, dtype: torch.dtype, lower: int) -> _Found:
+    """Say what lies below the magnitude that was picked and up to it, where `lower` is what lies below all of these."""
+    start, end = ordered.find(bits)
+    return _Found(_from_bits(bits, dtype), lower + ordered.cost(start), lower + ordered.cost(end), end - start)
 
 
 def _flatten(weight: Tensor) -> Tensor:
