@@ -6,7 +6,7 @@ graphs has to ask.
 
 from __future__ import annotations
 
-from fxprune.compile_graph import describe, find_called
+from fxprune.compile_graph import describe, takes_own
 from fxprune.errors import FxpruneError
 from fxprune.layer_functions import find_layer
 from fxprune.model import PreparedModel, TracedModel, find_parts
@@ -44,8 +44,8 @@ def check_layers(compact: TracedModel, call: str) -> None:
     for run in compact.runs:
         for training, code in run.codes.items():
             nodes = (run.region.train if training else run.region.eval).nodes
-            layers = [(code.layers[node.name], node) for node in nodes if node.name in code.layers]
-            changed = [path for path, node in layers if find_called(node, compact) != path]
+            layers = [(node, code.layers[node.name]) for node in nodes if node.name in code.layers]
+            changed = [path for node, (path, is_own) in layers if is_own and not takes_own(node, path, compact)]
             changed += [path for path, was in code.modules.items() if describe(compact.get_submodule(path)) != was]
             if changed:
                 raise FxpruneError(

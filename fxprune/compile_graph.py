@@ -2,12 +2,14 @@
 
 The analysis needs layers open, as functions of their parameters: `F.conv2d(x, weight, bias, ...)`. Where such a
 function is given exactly what a layer of the model holds, the code calls the layer, with its hooks: tools that count
-operations or collect activations rely on them.
+operations or collect activations rely on them. Where it is given something else, a masked weight say, the code
+computes the function, and the layer's hooks run around it.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,13 +21,25 @@ GRAPH_FILE = "<fxprune graph>"
 """What stands for a file in the tracebacks of compiled graphs."""
 
 
+class LayerCall(NamedTuple):
+    """The layer that a node of a graph was, and whether the node takes exactly what the layer holds."""
+
+    path: str
+    is_own: bool
+
+
 class GraphCode(NamedTuple):
     """A function of the model that owns the parameters and of the graph's inputs, its source, and what it calls."""
 
     run: Callable[..., Any]
     source: str
-    layers: Mapping[str, str]  # the paths of the layers that are called, by the names of the nodes
+    layers: Mapping[str, LayerCall]  # by the names of the nodes
     modules: Mapping[str, str]  # what the other modules were that are called, by their paths
+
+    @property
+    def heard(self) -> set[str]:
+        """The paths of the modules whose hooks run."""
+        return {call.path for call in self.layers.values()} | set(self.modules)
 
 
 def compile_graph(graph: fx.Graph, model: nn.Module, known: GraphCode | None = None) -> GraphCode:
@@ -41,10 +55,10 @@ def compile_graph(graph: fx.Graph, model: nn.Module, known: GraphCode | None = N
     return GraphCode(namespace["forward"], code.src, layers, modules)
 
 
-def find_layers(graph: fx.Graph, model: nn.Module) -> dict[str, str]:
-    """Find the functions that take exactly what layers of the model hold: paths by the names of the nodes."""
-    found = {node.name: find_called(node, model) for node in graph.nodes}
-    return {name: path for name, path in found.items() if path is not None}
+def find_layers(graph: fx.Graph, model: nn.Module) -> dict[str, LayerCall]:
+    """Find the functions that were layers of the model, by the names of the nodes."""
+    paths = {node.name: (node, str(node.meta["layer"])) for node in graph.nodes if "layer" in node.meta}
+    return {name: LayerCall(path, takes_own(node, path, model)) for name, (node, path) in paths.items()}
 
 
 def describe_called(graph: fx.Graph, model: nn.Module) -> dict[str, str]:
@@ -63,44 +77,86 @@ def describe(module: nn.Module) -> str:
     return f"{name}({module.extra_repr()})"
 
 
-def call_layers(graph: fx.Graph, layers: Mapping[str, str]) -> fx.Graph:
+def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
     """Copy a graph, with calls of layers in the place of these nodes, under their names."""
     called = copy_graph(graph)
     for node in list(called.nodes):
-        if node.name in layers:
-            with called.inserting_before(node):
-                inputs = node.args[: INPUTS[node.target]]
-                call = called.call_module(layers[node.name], tuple(each for each in inputs if each is not None))
-            node.replace_all_uses_with(call)
-            name = node.name
-            called.erase_node(node)
-            call.name = name
+        layer = layers.get(node.name)
+        if layer is None:
+            continue
+        count = INPUTS.get(node.target, 1)
+        inputs = tuple(each for each in node.args[:count] if each is not None)
+        with called.inserting_before(node):
+            if layer.is_own:
+                call = called.call_module(layer.path, inputs)
+            else:
+                held = called.get_attr(layer.path)
+                rest = node.args[len(inputs) :]
+                call = called.call_function(with_hooks(node.target), (held, inputs, rest, node.kwargs))
+        node.replace_all_uses_with(call)
+        name = node.name
+        called.erase_node(node)
+        call.name = name
     for node in reversed(called.nodes):
         if node.op == "get_attr" and not node.users:
             called.erase_node(node)
     return called
 
 
-def find_called(node: fx.Node, model: nn.Module) -> str | None:
-    """Find the path of the layer that computes what a function in a graph computes."""
-    if node.op != "call_function" or not node.args or node.kwargs:
-        return None
-    read = [argument for argument in node.args[1:] if isinstance(argument, fx.Node) and argument.op == "get_attr"]
-    path = str(read[-1].target).rpartition(".")[0] if read else ""
+@functools.cache
+def with_hooks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that takes the place of a layer, whose hooks run as if it were the layer's own."""
+
+    def run(layer: nn.Module, inputs: tuple[Any, ...], rest: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if not has_hooks(layer):
+            return function(*inputs, *rest, **options)
+        vars(layer)["forward"] = lambda *inputs: function(*inputs, *rest, **options)
+        try:
+            return layer(*inputs)
+        finally:
+            del vars(layer)["forward"]
+
+    run.__name__ = f"{function.__name__}_with_hooks"
+    return run
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to this module's calls."""
+    return count_hooks(module) > 0
+
+
+def count_hooks(module: nn.Module) -> int:
+    """Count who listens to this module's calls."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return sum(map(len, hooks))
+
+
+def takes_own(node: fx.Node, path: str, model: nn.Module) -> bool:
+    """Whether a function in a graph takes what its layer holds, so that the layer computes the same."""
     module = model.get_submodule(path)
     layer = LAYERS.get(type(module))
-    if layer is None or node.target is not layer.function or "forward" in vars(module):
-        return None
+    if layer is None or node.kwargs or node.target is not layer.function or "forward" in vars(module):
+        return False
     if getattr(module, "padding_mode", "zeros") != "zeros":
-        return None
+        return False
     held = [None if getattr(module, name) is None else f"{path}.{name}" for name in layer.list_parameters(module)]
     inputs = node.args[: layer.inputs]
-    given = [str(a.target) if isinstance(a, fx.Node) and a in read else a for a in node.args[layer.inputs :]]
+    given = [read_name(argument) for argument in node.args[layer.inputs :]]
     for training in (False, True):
         wanted = layer.list_arguments(module, inputs, held, training)[layer.inputs :]
         if list(map(plain, given)) == list(map(plain, wanted)):
-            return path
-    return None
+            return True
+    return False
+
+
+def read_name(argument: Any) -> Any:
+    """Give the name of what a graph reads, and anything else as it is."""
+    return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else argument
+
+
+def inherit(node: fx.Node) -> dict[str, Any]:
+    """Give the metadata of a node that is made beside another one: all but which layer that was."""
+    return {name: value for name, value in node.meta.items() if name != "layer"}
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,7 @@ from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import explain_failure, explain_misfit
 from fxprune.latency_trial import LatencyTrial
 from fxprune.masks import Masks
+from fxprune.unseen import Settings, Unseen, read_settings
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of the model."""
@@ -110,8 +111,8 @@ class Graphs:
 
 RESERVED = frozenset({
     "class_name", "compile_graphs", "copy_shell", "forward_signature", "fxprune", "graphs", "inputs", "latency",
-    "lowered", "pinned", "plain", "report", "run_graph", "runs", "set_graphs", "steps", "untraced", "user",
-    "whole_heads",
+    "lowered", "pinned", "plain", "report", "root_settings", "run_graph", "runs", "set_graphs", "steps", "untraced",
+    "user", "whole_heads",
 })  # fmt: skip
 """The attributes of traced, prepared and converted models, whose names the parts of a user's model cannot have."""
 
@@ -129,6 +130,7 @@ class TracedModel(nn.Module):
 
     lowered: Rewrite
     report: Report
+    root_settings: Settings
 
     def __init__(
         self, root: nn.Module, graphs: Graphs, class_name: str | None = None, inputs: Inputs = ((), {}),
@@ -145,6 +147,7 @@ class TracedModel(nn.Module):
         self.class_name = class_name or (root._get_name() if isinstance(root, TracedModel) else type(root).__name__)
         self.steps: tuple[Rewrite, ...] = root.steps if isinstance(root, TracedModel) else ()
         user = getattr(root, "user", root) if isinstance(root, TracedModel) else root
+        self.root_settings = root.root_settings if isinstance(root, TracedModel) else read_settings(root)
         self.user: nn.Module | None
         vars(self)["user"] = None if [region.path for region in graphs.regions] == [""] else user
         for node in (node for graph in graphs for node in graph.nodes if node.op == "get_attr"):
@@ -186,6 +189,12 @@ class TracedModel(nn.Module):
         self.user.training = self.training
         return self.user.forward(*args, **kwargs)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as of every module; warns of attributes of the user's modules that were changed in vain."""
+        for run in self.runs:
+            run.warn_of_settings()
+        return super().train(mode)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as every module does; raises StateError, a RuntimeError, where the state dict does not fit."""
         try:
@@ -220,7 +229,7 @@ class TracedModel(nn.Module):
         clone = memo[id(self)] = type(self).__new__(type(self))
         shell = self.copy_shell(memo)
         TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
-        clone.steps = self.steps
+        clone.steps, clone.root_settings = self.steps, dict(self.root_settings)
         for name, value in vars(self).items():
             if name not in vars(clone) and name != "_compiled_call_impl":  # copies of modules are not compiled
                 setattr(clone, name, copy.deepcopy(value, memo))
@@ -242,6 +251,7 @@ class RegionForward:
     def __init__(self, model: TracedModel, region: Region) -> None:
         self.model, self.region, self.path = model, region, region.path
         self.codes: dict[bool, GraphCode] = {}  # of training and of evaluation, compiled when first called
+        self.unseen: Unseen | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.codes:
@@ -250,6 +260,8 @@ class RegionForward:
         code = self.codes[training]
         if torch.compiler.is_compiling():
             return code.run(self.model, *args, **kwargs)
+        if self.unseen is not None:
+            self.unseen.warn_of_hooks()
         try:
             return code.run(self.model, *args, **kwargs)
         except Exception as error:
@@ -262,6 +274,13 @@ class RegionForward:
         code = compile_graph(self.region.eval, self.model, known.get(False))
         shared = train is self.region.eval
         self.codes = {False: code, True: code if shared else compile_graph(train, self.model, known.get(True))}
+        heard = self.codes[False].heard | self.codes[True].heard
+        self.unseen = Unseen(self.model, self.model.root_settings, self.path, heard)
+
+    def warn_of_settings(self) -> None:
+        """Warn of plain attributes of the traced modules that were changed since."""
+        if self.unseen is not None:
+            self.unseen.warn_of_settings()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place

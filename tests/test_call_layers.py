@@ -101,7 +101,8 @@ def test_what_a_layer_does_not_compute_alone_stays_a_function() -> None:
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), weight_norm(nn.Conv2d(4, 4, 1)), nn.Softmax(1)
     )
     prepared = fxprune.prepare(model.eval(), x, granularity="weight")
-    assert not find_layers(prepared.plain.regions[0].eval, prepared)
+    called = list(find_layers(prepared.plain.regions[0].eval, prepared).values())
+    assert called == [("1", False), ("2", True)]
     assert torch.allclose(prepared(x), model(x), atol=1e-6)
 
 
@@ -113,7 +114,7 @@ def test_instance_norms_are_called_with_fewer_channels() -> None:
     compact = convert_net(model, x)
     assert compact.get_submodule("1").num_features < 8
     called = list(find_layers(compact.graphs.regions[0].eval, compact).values())
-    assert called == ["0", "1", "2"]
+    assert called == [("0", True), ("1", True), ("2", True)]
 
 
 def test_functions_with_other_options_than_the_layer_stay() -> None:
@@ -132,12 +133,52 @@ def test_functions_with_other_options_than_the_layer_stay() -> None:
     assert not heard
 
 
-def test_masked_layers_stay_functions_and_errors_name_the_line() -> None:
+@pytest.mark.parametrize("granularity", ["weight", "stripe", "channel"])
+def test_hooks_on_masked_layers_run_and_change_nothing(granularity) -> None:
     x = torch.randn(2, 3, 16, 16)
-    prepared = fxprune.prepare(Net(), x)
+    model = Net()
+    randomise(model)
+    prepared = fxprune.prepare(model.eval(), x, granularity=granularity, target=fxprune.Sparsity(0.5))
+    fxprune.prune(prepared)
+    expected = prepared(x)
+    x.requires_grad_()
+    seen: list[Tensor] = []
+    prepared.head.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    prepared.stem.register_full_backward_hook(lambda layer, *gradients: seen.append(gradients[1][0]))
     heard = listen(prepared)
-    prepared(x)
-    assert heard == ["stem", "norm", "depthwise"]  # the gates are on the columns of what stands behind
+    found = prepared(x)
+    assert torch.equal(found, expected)
+    assert heard == ["stem", "norm", "depthwise", "up", "twice", "twice", "scale", "head"]
+    assert seen[0] is found
+    found.sum().backward()
+    assert seen[1].shape == (2, 16, 8, 8)
+    assert all("forward" not in vars(module) for module in prepared.modules())
+    handle = prepared.head.register_forward_pre_hook(lambda layer, inputs: (2 * inputs[0],))
+    changed = prepared(x)
+    handle.remove()
+    assert not torch.allclose(changed, expected)
+    assert torch.equal(prepared(x), expected)
+
+
+def test_hooks_on_tied_layers_run_once_a_call() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).relu())
+
+    x = torch.randn(2, 8)
+    traced = fxprune.convert(Tied().eval(), x)
+    heard = listen(traced)
+    traced(x)
+    assert heard == ["first", "second"]
+
+
+def test_errors_name_the_line_of_a_layer() -> None:
+    x = torch.randn(2, 3, 16, 16)
     compact = convert_net(Net(), x)
     with pytest.raises(RuntimeError) as wrong:
         compact(torch.randn(2, 4, 16, 16))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.compile_graph import copy_graph
+from fxprune.compile_graph import copy_graph, has_hooks
 from fxprune.layer_functions import LAYERS, PADDING, find_layer, has_dropout
 from fxprune.model import TracedModel, read_tensor
 
@@ -94,18 +94,11 @@ def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str
         if padded:
             arguments[PADDING] = (0,) * len(module.kernel_size)  # it may be a word
         opened = graph.call_function(known.function, tuple(arguments))
-    opened.meta = dict(node.meta)
+    opened.meta = node.meta if padded else node.meta | {"layer": str(node.target)}
     node.replace_all_uses_with(opened)
     name = node.name
     graph.erase_node(node)
     opened.name = name
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to this module's calls."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def get_parameter(graph: fx.Graph, before: fx.Node, module: nn.Module, name: str, names: dict[int, str]) -> Any:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxprune.compile_graph import inherit
 from fxprune.shadow.ids import spread_positions
 
 
@@ -50,7 +51,7 @@ def use_living(node: fx.Node, x: fx.Node, dim: int, is_open: str, folded: bool =
         if node.target in MUTED:
             before = find_muted_input(node, x)
             muted = node.graph.call_function(mute, (before, mask, dim))
-            muted.meta = dict(node.meta)
+            muted.meta = inherit(node)
             node.replace_input_with(before, muted)
             return
     node.kwargs = {name: value for name, value in node.kwargs.items() if value is not x}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from fxprune.compile_graph import inherit
 from fxprune.errors import FxpruneError
 from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
@@ -76,7 +77,7 @@ class Mender:
 
     def mend(self, node: fx.Node) -> None:
         """Run a node as it is; else with other literals; else as a selection."""
-        old, self.meta = self.originals.get(node), node.meta
+        old, self.meta = self.originals.get(node), inherit(node)
         if node.op in ("placeholder", "get_attr", "output") or old is None:
             self.env[node] = self.attempt(node)
             return

@@ -114,11 +114,13 @@ def rewrite(node: fx.Node, module: StripeConv2d, path: str, options: Options) ->
         for k, (part, readings) in enumerate(zip(module.convolutions(), module.readings, strict=True)):
             total: fx.Node | None = None
             for r, (own, reading) in enumerate(zip(part, readings, strict=True)):
-                weight = graph.get_attr(f"{path}.parts.{k}.{r}.weight")
-                bias = graph.get_attr(f"{path}.parts.{k}.{r}.bias") if own.bias is not None else None
+                layer = f"{path}.parts.{k}.{r}"
+                weight = graph.get_attr(f"{layer}.weight")
+                bias = graph.get_attr(f"{layer}.bias") if own.bias is not None else None
                 padded = x if reading.pad is None else emit(F.pad, x, reading.pad)
                 sizes = (options.stride, reading.padding, reading.dilation, options.groups)
                 result = emit(F.conv2d, padded, weight, bias, *sizes)
+                result.meta["layer"] = layer
                 total = result if total is None else emit(operator.add, total, result)
             assert total is not None
             outputs.append(total)

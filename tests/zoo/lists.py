@@ -13,13 +13,14 @@ class Family(NamedTuple):
 
     source: Source
     list_names: Callable[[], list[str]]
+    is_brief: bool = False  # prepared, converted and compared only: neither inspected nor exported
 
 
 FAMILIES = ("torchvision", "timm", "transformers")
 """What is run without a choice. timm is the smallest model of each of its architecture files."""
 
 ON_DEMAND = ("timm-all",)
-"""What is run on demand only: all of timm's models."""
+"""What is run on demand only: all of timm's models, briefly."""
 
 
 def get_family(name: str) -> Family:
@@ -31,7 +32,9 @@ def get_family(name: str) -> Family:
     if name in ("timm", "timm-all"):
         from tests.zoo import timm_models
 
-        return Family(timm_models.TIMM, timm_models.list_smallest if name == "timm" else timm_models.list_all)
+        if name == "timm-all":
+            return Family(timm_models.TIMM, timm_models.list_all, is_brief=True)
+        return Family(timm_models.TIMM, timm_models.list_smallest)
     if name == "transformers":
         from tests.zoo import transformers_models
 

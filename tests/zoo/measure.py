@@ -98,7 +98,8 @@ def measure(record: Record) -> None:
     """Go through all stages."""
     result = record.result
     with record.stage("build"):
-        subject = set_up(make_case(get_family(result.family).source, result.name))
+        family = get_family(result.family)
+        subject = set_up(make_case(family.source, result.name))
         result.size, result.precision = subject.size, subject.precision
         result.rows = count_rows(subject.model)
     started = time.perf_counter()
@@ -116,6 +117,8 @@ def measure(record: Record) -> None:
     result.parameters_before, result.parameters_after = report.parameters_before, report.parameters_after
     result.kept = {hide_folders(reason): count for reason, count in list(report.kept.items())[:5]}
     compare_closed(record, subject, prepared, compact)
+    if family.is_brief:
+        return
     del prepared
     with record.stage("inspect", needed=False):
         inspect(subject, result)

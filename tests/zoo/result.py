@@ -58,10 +58,10 @@ class Result:
 
     @property
     def share(self) -> float | None:
-        """The share of rows that may go, of those that are no outputs."""
-        if self.rows is None or self.gated is None:
+        """The share of rows that may go, of those that are no outputs; None where these were not counted."""
+        if self.rows is None or self.gated is None or self.outputs is None:
             return None
-        return self.gated / max(1, self.rows - (self.outputs or 0))
+        return self.gated / max(1, self.rows - self.outputs)
 
     def fail(self, stage: str, error: str, message: str) -> None:
         """Note a failure, its message in one line without paths of this machine."""
