@@ -140,6 +140,8 @@ def takes_own(node: fx.Node, path: str, model: nn.Module) -> bool:
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return False
     held = [None if getattr(module, name) is None else f"{path}.{name}" for name in layer.list_parameters(module)]
+    if not any(held) and hasattr(module, "num_features"):  # no parameter tells its width after a conversion
+        return False
     inputs = node.args[: layer.inputs]
     given = [read_name(argument) for argument in node.args[layer.inputs :]]
     for training in (False, True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.compile_graph import GraphCode, compile_graph, copy_graph, describe
 from fxprune.conversion_report import Report
+from fxprune.copy_modules import deep_copy
 from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import explain_failure, explain_misfit
 from fxprune.latency_trial import LatencyTrial
@@ -217,11 +217,11 @@ class TracedModel(nn.Module):
     def copy_shell(self, memo: dict[int, Any]) -> nn.Module:
         """Copy modules, parameters and buffers, in the user's own module where its code runs."""
         if self.user is not None:
-            shell: nn.Module = copy.deepcopy(self.user, memo)
+            shell: nn.Module = deep_copy(self.user, memo)
         else:
             shell = nn.Module()
             for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-                setattr(shell, part, copy.deepcopy(getattr(self, part), memo))
+                setattr(shell, part, deep_copy(getattr(self, part), memo))
         shell.training = self.training
         return shell
 
@@ -230,12 +230,14 @@ class TracedModel(nn.Module):
         shell = self.copy_shell(memo)
         TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
         clone.steps, clone.root_settings = self.steps, dict(self.root_settings)
+        if "plain" in vars(self):
+            memo[id(self.plain)] = self.plain  # these graphs are never changed
         for name, value in vars(self).items():
             if name not in vars(clone) and name != "_compiled_call_impl":  # copies of modules are not compiled
-                setattr(clone, name, copy.deepcopy(value, memo))
+                setattr(clone, name, deep_copy(value, memo))
         for own, its in zip(self.runs, clone.runs, strict=True):
             if own.codes:
-                its.compile(own.codes)
+                its.use(own.codes)
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
@@ -269,12 +271,16 @@ class RegionForward:
             raise
 
     def compile(self, known: Mapping[bool, GraphCode] | None = None) -> None:
-        """Turn the graphs into functions; a copy's call what those of the original call, `known` by mode."""
+        """Turn the graphs into functions, which call what those of a model with the same nodes do that are `known`."""
         known, train = known or {}, self.region.train
         code = compile_graph(self.region.eval, self.model, known.get(False))
         shared = train is self.region.eval
-        self.codes = {False: code, True: code if shared else compile_graph(train, self.model, known.get(True))}
-        heard = self.codes[False].heard | self.codes[True].heard
+        self.use({False: code, True: code if shared else compile_graph(train, self.model, known.get(True))})
+
+    def use(self, codes: dict[bool, GraphCode]) -> None:
+        """Take functions that are compiled already, by mode: those of a model are those of its copies, too."""
+        self.codes = codes
+        heard = codes[False].heard | codes[True].heard
         self.unseen = Unseen(self.model, self.model.root_settings, self.path, heard)
 
     def warn_of_settings(self) -> None:

@@ -44,8 +44,8 @@ class Unseen:
             if count_hooks(module) > known:
                 del self.hooks[name]
                 warnings.warn(
-                    f"the hook on {name} does not run: its code was traced through, and only layers are called by the "
-                    "graph; put it on a layer inside, or let the model return what the hook is to see",
+                    f"the hook on {name} does not run: the graph of this model does not call {name}; put the hook on a "
+                    "layer that it calls, or let the model return what the hook is to see",
                     stacklevel=6,  # at the call of the model
                 )
 

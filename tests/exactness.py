@@ -22,7 +22,7 @@ def randomise(model: nn.Module, seed: int = 0, share: float = 0.0) -> None:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() < 2 or "layer_scale" in name:
+            if parameter.numel() == parameter.shape[:1].numel() or "layer_scale" in name:  # one for each channel
                 low, high = (-0.3, 0.3) if name.endswith("bias") else (0.5, 1.5)
                 parameter.copy_(uniform(parameter, low, high))
             elif not any(isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)) for m in model.modules()):

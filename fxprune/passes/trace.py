@@ -8,7 +8,6 @@ raises where another input would have taken another way.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
@@ -23,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxprune.copy_modules import deep_copy
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
 from fxprune.passes.guards import FAILURES, check_failure, check_guard
@@ -100,7 +100,7 @@ def copy_model(model: nn.Module, share_weights: bool = False) -> nn.Module:
                 "trained; pass the Python module that it was made of, and script the model that convert returns"
             )
     try:
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()} if share_weights else {})
+        return deep_copy(model, {id(p): p for p in model.parameters()} if share_weights else {})  # type: ignore[no-any-return]
     except (RuntimeError, TypeError, AttributeError) as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({error}); fxprune works on a copy so that your model stays "

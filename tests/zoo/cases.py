@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +14,9 @@ from torch.utils._pytree import tree_map_only
 
 from fxprune.model import Inputs
 from tests.exactness import varied_images
+
+HUGE = 700_000_000
+"""Models of more parameters lose blocks before they are measured: no usual machine has room for several copies."""
 
 Draw = Callable[[int, int, int], Inputs]
 """Make inputs in double precision of a batch size, an image size (or a length), and a seed."""
@@ -33,6 +38,7 @@ class Case:
     draw: Draw
     size: int
     other: int
+    left_out: int = 0  # blocks of a huge model
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,42 @@ def make_case(source: Source, name: str) -> Case:
             break
     if chosen is None:
         raise ValueError(f"{name}: there is no way to build it")
+    is_huge = sum(p.numel() for p in build_on_meta(source, name, chosen.options).parameters()) > HUGE
     torch.manual_seed(0)
-    model = source.build(name, chosen.options).eval()
-    return Case(model, source.draw(name, model), chosen.size, chosen.other)
+    with default_precision(torch.bfloat16 if is_huge else torch.float32):
+        model = source.build(name, chosen.options).eval()
+    left_out = leave_out_blocks(model) if is_huge else 0
+    return Case(model.float(), source.draw(name, model), chosen.size, chosen.other, left_out)
+
+
+@contextmanager
+def default_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Let tensors that are made without a precision have this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def leave_out_blocks(model: nn.Module, ends: int = 2) -> int:
+    """Leave out the middle of every row of blocks that are alike, all but a few at both ends; return how many went."""
+    left_out = 0
+    for row in [part for part in model.modules() if type(part) in (nn.Sequential, nn.ModuleList)]:
+        kept: list[tuple[str, nn.Module]] = []
+        for _, alike in itertools.groupby(row.named_children(), lambda child: describe_block(child[1])):
+            blocks = list(alike)
+            kept += blocks if len(blocks) <= 2 * ends else [*blocks[:ends], *blocks[-ends:]]
+        left_out += len(row) - len(kept)
+        row._modules.clear()
+        row._modules.update({str(i) if name.isdigit() else name: block for i, (name, block) in enumerate(kept)})
+    return left_out
+
+
+def describe_block(block: nn.Module) -> tuple[Any, ...]:
+    """What blocks have in common that are alike: their class, and the shapes of their parameters."""
+    return type(block), tuple((name, p.shape) for name, p in block.named_parameters())
 
 
 def runs_on_meta(source: Source, name: str, candidate: Candidate) -> bool:

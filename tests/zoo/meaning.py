@@ -76,8 +76,12 @@ def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
         tensor.copy_(0.5 + uniform)
 
 
+ADDING = ("add", "__add__", "__iadd__", "add_", "__radd__")
+SCALING = ("mul", "__mul__", "__imul__", "mul_", "__rmul__")
+
+
 class ResidualNorms(TorchFunctionMode):
-    """Find the batch norms whose outputs are added to a shortcut, while a model runs."""
+    """Find the batch norms whose outputs, times a gate or not, are added to a shortcut, while a model runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,12 +94,14 @@ class ResidualNorms(TorchFunctionMode):
         self.made[id(output)] = (output, norm)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("add", "__add__", "__iadd__", "add_", "__radd__"):
-            norms = [self.made[id(operand)][1] for operand in args if id(operand) in self.made]
-            if len(norms) == 1:
-                self.found[id(norms[0])] = norms[0]
+        name = getattr(func, "__name__", "")
+        norms = [self.made[id(operand)][1] for operand in args if id(operand) in self.made]
+        if name in ADDING and len(norms) == 1:
+            self.found[id(norms[0])] = norms[0]
         result = func(*args, **(kwargs or {}))
         self.made.pop(id(result), None)  # changed in place, it is the norm's output no longer
+        if name in SCALING and len(norms) == 1:
+            self.made[id(result)] = (result, norms[0])
         return result
 
     def __exit__(self, *error: Any) -> None:

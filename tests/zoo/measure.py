@@ -99,8 +99,9 @@ def measure(record: Record) -> None:
     result = record.result
     with record.stage("build"):
         family = get_family(result.family)
-        subject = set_up(make_case(family.source, result.name))
-        result.size, result.precision = subject.size, subject.precision
+        case = make_case(family.source, result.name)
+        subject = set_up(case)
+        result.size, result.precision, result.left_out = subject.size, subject.precision, case.left_out
         result.rows = count_rows(subject.model)
     started = time.perf_counter()
     with record.stage("prepare"):

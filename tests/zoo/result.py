@@ -33,6 +33,7 @@ class Result:
     name: str
     size: int | None = None
     precision: str | None = None  # "double", "single", or "mixed": single precision inside
+    left_out: int = 0  # blocks of a huge model, of rows that are alike
     traced: bool | None = None
     scope: str | None = None  # "whole", or how many regions
     untraced: dict[str, str] = field(default_factory=dict)  # what lies outside of the regions, five of it, and why
