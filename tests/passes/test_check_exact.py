@@ -1,0 +1,98 @@
+"""The comparison behind conversion's check: what it calls a difference, and what cannot be compared."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import ExactnessError, FxpruneError
+from fxprune.passes.check_exact import measure
+from tests.exactness import randomise
+
+NAN, INF = math.nan, math.inf
+
+
+def compare_rows(expected: list[list[float]], actual: list[list[float]]) -> float:
+    """Compare two outputs of one run."""
+    return measure([([torch.tensor(expected)], [torch.tensor(actual)])])
+
+
+def test_differences_are_relative_to_the_spread_over_the_batch() -> None:
+    assert compare_rows([[1.0, 5.0], [3.0, 5.0]], [[1.0, 5.0], [3.0, 5.5]]) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_numbers_beside_what_is_none_are_compared(odd: float) -> None:
+    expected = [[odd, 0.0], [1.0, 1.0]]
+    assert compare_rows(expected, expected) == 0
+    assert compare_rows(expected, [[odd, 0.0], [1.0, 1.5]]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_what_is_no_number_in_one_model_only_is_a_difference(odd: float) -> None:
+    assert compare_rows([[odd, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 1.0]]) == INF
+    assert compare_rows([[2.0, 0.0], [1.0, 1.0]], [[odd, 0.0], [1.0, 1.0]]) == INF
+
+
+class Masked(nn.Module):
+    """Two layers, and a first output that is never chosen."""
+
+    def __init__(self, never: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.never = never
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.second(self.first(x).relu())
+        return torch.cat([torch.full_like(scores[:, :1], self.never), scores[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize("never", [-INF, NAN])
+def test_models_with_outputs_that_are_no_numbers_are_converted(never: float) -> None:
+    model, x = Masked(never), torch.randn(4, 8)
+    randomise(model)
+    prepared = fxprune.prepare(model.eval(), x, target=fxprune.Sparsity(0.5))
+    fxprune.prune(prepared)
+    compact = fxprune.convert(prepared)
+    assert compact.report.error is not None
+    assert compact.report.error < 1e-5
+    torch.testing.assert_close(compact(x), prepared(x), equal_nan=True)
+
+
+def test_a_difference_beside_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Masked(NAN), torch.randn(4, 8)
+    prepared = fxprune.prepare(model.eval(), x, target=fxprune.Sparsity(0.5))
+    fxprune.prune(prepared)
+    real = fxprune.api.shrink_all
+
+    def damage(*args, **kwargs):
+        compact, plan = real(*args, **kwargs)
+        compact.second.bias = nn.Parameter(compact.second.bias.detach() + 1e-2)
+        return compact, plan
+
+    monkeypatch.setattr(fxprune.api, "shrink_all", damage)
+    with pytest.raises(ExactnessError):
+        fxprune.convert(prepared)
+
+
+def test_a_model_of_nan_is_refused_by_name() -> None:
+    prepared = fxprune.prepare(Masked(0.0), torch.randn(4, 8))
+    with torch.no_grad():
+        prepared.get_submodule("first").weight.fill_(NAN)
+    fxprune.convert(prepared)  # the constant is a number: the others are NaN in both
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    prepared = fxprune.prepare(plain, torch.randn(4, 8))
+    with torch.no_grad():
+        prepared.get_submodule("0").weight[0, 0] = NAN
+    with pytest.raises(
+        FxpruneError, match=r"NaN or infinite, so nothing can be compared: look at the weights 0\.weight"
+    ):
+        fxprune.convert(prepared)
+
+
+def test_inputs_of_nan_are_refused() -> None:
+    prepared = fxprune.prepare(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8))
+    with pytest.raises(FxpruneError, match="nothing can be compared: look at the inputs"):
+        fxprune.convert(prepared, torch.full((4, 8), NAN))
