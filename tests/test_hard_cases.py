@@ -268,3 +268,34 @@ def test_a_write_to_one_channel_that_cannot_move_is_not_left_as_it_is(closed: li
     prepared.fxprune.set_gates(gates)
     x = torch.randn(5, 3).double()
     torch.testing.assert_close(fxprune.convert(prepared)(x), prepared(x))
+
+
+class GroupScale(nn.Module):
+    """Divides groups of channels by their deviation, and asserts that they can be told apart, as EvoNorm does."""
+
+    def __init__(self, claim: Callable[[bool], object]) -> None:
+        super().__init__()
+        self.first, self.last, self.claim = nn.Conv2d(3, 20, 3), nn.Conv2d(20, 4, 1), claim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        batch, channels, height, width = x.shape
+        self.claim(channels % 4 == 0)
+        groups = x.reshape(batch, 4, channels // 4, height, width)
+        deviation = groups.var(dim=(2, 3, 4), keepdim=True).add(1e-5).sqrt()
+        return self.last(x / deviation.expand(groups.shape).reshape(x.shape))
+
+
+@pytest.mark.parametrize("claim", [lambda holds: torch._assert(holds, "no groups"), torch._check])
+def test_what_is_asserted_of_widths_is_not_asserted_of_smaller_ones(claim: Callable[[bool], object]) -> None:
+    model = GroupScale(claim)
+    randomise(model)
+    prepared = fxprune.prepare(model.double().eval(), torch.randn(2, 3, 8, 8).double())
+    closed = prepared.fxprune.gates.clone()
+    assert closed.numel() == 4
+    closed[1] = 0
+    prepared.fxprune.set_gates(closed)
+    compact = fxprune.convert(prepared)
+    assert compact.first.out_channels == 15  # three groups of five, no multiple of four
+    x = torch.randn(3, 3, 9, 9).double()
+    torch.testing.assert_close(compact(x), prepared(x))

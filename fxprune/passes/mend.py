@@ -27,6 +27,8 @@ from fxprune.passes.moved_elements import find_selection, is_table, number, step
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
 
+ASSERTIONS = (torch._assert, torch._check)
+
 MOST_TRIALS = 256
 
 RAGGED = object()
@@ -85,6 +87,10 @@ class Mender:
             actual = self.env[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
             node.update_arg(0, node.args[1]) if actual is RAGGED else node.update_arg(1, actual)
             self.env[node] = None
+            return
+        if node.target in ASSERTIONS and any(self.env[n] is False for n in node.all_input_nodes):
+            # It was about the larger model's widths.
+            self.env[node] = self.graph.erase_node(node)
             return
         if self.is_ragged(self.values[old]):
             self.env[node] = RAGGED
@@ -171,7 +177,9 @@ class Mender:
             return ValueError("an input has no dense form")
         try:
             return self.run.run_node(node, self.env, self.named)
-        except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
+        except (
+            RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError, AssertionError,
+        ) as error:  # fmt: skip
             return error
 
     def fits(self, node: fx.Node, old: fx.Node, result: Any, altered: bool = False, selected: bool = False) -> bool:
