@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import fx, nn
+from torch.nn.modules import module
+from torch.utils.hooks import BackwardHook
 
 from fxprune.layer_functions import INPUTS, LAYERS, find_kind
 
@@ -91,8 +93,8 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
                 call = called.call_module(layer.path, inputs)
             else:
                 held = called.get_attr(layer.path)
-                rest = node.args[len(inputs) :]
-                call = called.call_function(with_hooks(node.target), (held, inputs, rest, node.kwargs))
+                rest = (*node.args[count:],)
+                call = called.call_function(with_hooks(node.target, count), (held, inputs, rest, node.kwargs))
         node.replace_all_uses_with(call)
         name = node.name
         called.erase_node(node)
@@ -104,20 +106,53 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
 
 
 @functools.cache
-def with_hooks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that takes the place of a layer, whose hooks run as if it were the layer's own."""
+def with_hooks(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """Make a function that takes the place of a layer of so many inputs, whose hooks run as if it were the layer's."""
 
     def run(layer: nn.Module, inputs: tuple[Any, ...], rest: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if not has_hooks(layer):
-            return function(*inputs, *rest, **options)
-        vars(layer)["forward"] = lambda *inputs: function(*inputs, *rest, **options)
-        try:
-            return layer(*inputs)
-        finally:
-            del vars(layer)["forward"]
+        def compute(*given: Any, **named: Any) -> Any:
+            given = (*given, *named.values())
+            return function(*given, *[None] * (count - len(given)), *rest, **options)
+
+        return call_with_hooks(layer, compute, inputs) if is_heard(layer) else compute(*inputs)
 
     run.__name__ = f"{function.__name__}_with_hooks"
     return run
+
+
+def call_with_hooks(layer: nn.Module, compute: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Call a function as torch calls the forward of a layer: between hooks, those of all modules first."""
+    given: dict[str, Any] = {}
+    for number, hook in (*module._global_forward_pre_hooks.items(), *layer._forward_pre_hooks.items()):
+        if number in layer._forward_pre_hooks_with_kwargs:
+            args, given = hook(layer, args, given) or (args, given)
+        else:
+            changed = hook(layer, args)
+            args = args if changed is None else changed if isinstance(changed, tuple) else (changed,)
+    after, old = layer._get_backward_hooks()
+    before = layer._get_backward_pre_hooks()
+    backward = BackwardHook(layer, after, before) if after or before else None
+    args = args if backward is None else backward.setup_input_hook(args)
+    result = compute(*args, **given)
+    for number, hook in (*module._global_forward_hooks.items(), *layer._forward_hooks.items()):
+        named = number in layer._forward_hooks_with_kwargs or number in module._global_forward_hooks_with_kwargs
+        changed = hook(layer, args, given, result) if named else hook(layer, args, result)
+        result = result if changed is None else changed
+    result = result if backward is None else backward.setup_output_hook(result)
+    for hook in old:  # of before torch 1.8
+        result.grad_fn.register_hook(module._WrappedHook(hook, layer))
+    return result
+
+
+def is_heard(layer: nn.Module) -> bool:
+    """Whether somebody listens to the calls of this module, or of all."""
+    return bool(
+        count_hooks(layer)
+        or module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or module._global_backward_hooks
+        or module._global_backward_pre_hooks
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

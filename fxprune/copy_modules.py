@@ -25,7 +25,7 @@ def deep_copy(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value), _MISSING)
     if known is not _MISSING:
         return known
-    if type(value) in (dict, OrderedDict) and all(type(key) in (str, int) for key in value):
+    if is_plain_dict(value) and all(type(key) in (str, int) for key in value):
         copied = memo[id(value)] = type(value)()
         for key, each in value.items():
             copied[key] = deep_copy(each, memo)
@@ -35,6 +35,11 @@ def deep_copy(value: Any, memo: dict[int, Any]) -> Any:
         module.__setstate__({name: deep_copy(each, memo) for name, each in value.__getstate__().items()})
         return module
     return copy.deepcopy(value, memo)
+
+
+def is_plain_dict(value: Any) -> bool:
+    """Whether a value is a dictionary, and nothing but that: a state dict has attributes."""
+    return type(value) is dict or (type(value) is OrderedDict and not vars(value))
 
 
 def is_copied_by_state(module: nn.Module) -> bool:
@@ -48,5 +53,5 @@ def is_copied_by_state(module: nn.Module) -> bool:
         and kind not in copyreg.dispatch_table
         and not any(hasattr(kind, name) for name in own)
         and not any("__slots__" in vars(each) for each in kind.__mro__)
-        and "__deepcopy__" not in vars(module)
+        and vars(module).keys().isdisjoint(("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__"))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import explain_failure, explain_misfit
 from fxprune.latency_trial import LatencyTrial
 from fxprune.masks import Masks
-from fxprune.unseen import Settings, Unseen, read_settings
+from fxprune.unseen import Settings, Unseen, is_own, read_settings, warn_of_changes
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of the model."""
@@ -111,10 +112,17 @@ class Graphs:
 
 RESERVED = frozenset({
     "class_name", "compile_graphs", "copy_shell", "forward_signature", "fxprune", "graphs", "inputs", "latency",
-    "lowered", "pinned", "plain", "report", "root_settings", "run_graph", "runs", "set_graphs", "steps", "untraced",
+    "lowered", "pinned", "plain", "report", "root_settings", "runs", "set_graphs", "steps", "untraced",
     "user", "whole_heads",
 })  # fmt: skip
 """The attributes of traced, prepared and converted models, whose names the parts of a user's model cannot have."""
+
+
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+"""Where a module holds who listens to its calls."""
 
 
 class TracedModel(nn.Module):
@@ -144,6 +152,8 @@ class TracedModel(nn.Module):
         self._buffers = root._buffers
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
+        for name in HOOKS:  # of the model's own call, which is no part of a graph
+            vars(self)[name] = vars(root)[name]
         self.class_name = class_name or (root._get_name() if isinstance(root, TracedModel) else type(root).__name__)
         self.steps: tuple[Rewrite, ...] = root.steps if isinstance(root, TracedModel) else ()
         user = getattr(root, "user", root) if isinstance(root, TracedModel) else root
@@ -165,8 +175,6 @@ class TracedModel(nn.Module):
         for region, run in zip(graphs.regions, self.runs, strict=True):
             if region.path:
                 vars(self.get_submodule(region.path))["forward"] = run
-            else:
-                self.run_graph = run
 
     def compile_graphs(self) -> TracedModel:
         """Turn all graphs into functions now instead of in the first forward, which torch.compile may be reading."""
@@ -185,14 +193,17 @@ class TracedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.user is None:
-            return self.run_graph(*args, **kwargs)
+            return self.runs[0].run(self, args, kwargs)
         self.user.training = self.training
         return self.user.forward(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as of every module; warns of attributes of the user's modules that were changed in vain."""
         for run in self.runs:
-            run.warn_of_settings()
+            if run.unseen is not None:
+                run.unseen.warn_of_settings()
+        if self.runs[0].unseen is not None:
+            warn_of_changes("", self, self.root_settings)
         return super().train(mode)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -220,7 +231,7 @@ class TracedModel(nn.Module):
             shell: nn.Module = deep_copy(self.user, memo)
         else:
             shell = nn.Module()
-            for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", *HOOKS):
                 setattr(shell, part, deep_copy(getattr(self, part), memo))
         shell.training = self.training
         return shell
@@ -248,24 +259,40 @@ class TracedModel(nn.Module):
 
 
 class RegionForward:
-    """The forward of one traced module: the graph of its mode, on the parameters of the whole model."""
+    """The forward of one traced module: the graph of its mode, on the parameters of the whole model.
+
+    That of a whole model does not keep it alive: a circle would hold its weights until Python looks for circles.
+    """
 
     def __init__(self, model: TracedModel, region: Region) -> None:
-        self.model, self.region, self.path = model, region, region.path
+        self.region, self.path = region, region.path
+        self.held = model if region.path else None
+        self.known = weakref.ref(model)
         self.codes: dict[bool, GraphCode] = {}  # of training and of evaluation, compiled when first called
         self.unseen: Unseen | None = None
 
+    @property
+    def model(self) -> TracedModel:
+        """The model whose parameters the graph reads."""
+        model = self.held or self.known()
+        assert model is not None  # which calls this
+        return model
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.model, args, kwargs)
+
+    def run(self, model: TracedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the graph of the mode on the model to which this belongs."""
         if not self.codes:
             self.compile()
-        training = self.model.get_submodule(self.path).training if self.path else self.model.training
+        training = model.get_submodule(self.path).training if self.path else model.training
         code = self.codes[training]
         if torch.compiler.is_compiling():
-            return code.run(self.model, *args, **kwargs)
+            return code.run(model, *args, **kwargs)
         if self.unseen is not None:
             self.unseen.warn_of_hooks()
         try:
-            return code.run(self.model, *args, **kwargs)
+            return code.run(model, *args, **kwargs)
         except Exception as error:
             error.add_note(explain_failure(error, self.region.train if training else self.region.eval, code.source))
             raise
@@ -281,12 +308,7 @@ class RegionForward:
         """Take functions that are compiled already, by mode: those of a model are those of its copies, too."""
         self.codes = codes
         heard = codes[False].heard | codes[True].heard
-        self.unseen = Unseen(self.model, self.model.root_settings, self.path, heard)
-
-    def warn_of_settings(self) -> None:
-        """Warn of plain attributes of the traced modules that were changed since."""
-        if self.unseen is not None:
-            self.unseen.warn_of_settings()
+        self.unseen = Unseen(self.model.get_submodule(self.path), self.path, heard)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place
@@ -323,9 +345,9 @@ class PreparedModel(TracedModel):
 
 
 def find_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """List all modules but the model itself, under all their names; what parametrizes weights is left out."""
+    """List all modules of the user's but the model itself, under all their names, without what parametrizes weights."""
     modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if name and "parametrizations" not in name.split(".")}
+    return {name: module for name, module in modules if name and not is_own(name)}
 
 
 def tensors_in(value: Any) -> list[Any]:

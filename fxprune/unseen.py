@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -11,8 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune.compile_graph import count_hooks
 
-_OWN = ("fxprune", "parametrizations")
-"""Parts of a path behind which lies what the user does not call."""
+PLAIN = (bool, int, float, str)
 
 Settings = dict[str, Any]
 """A module's plain attributes, by name."""
@@ -21,18 +20,16 @@ Settings = dict[str, Any]
 class Unseen:
     """The modules whose code was traced through, with their hooks and plain attributes of that time.
 
-    `root` is the model, whose `settings` were those of the user's own; `path` is the module that a graph runs, and
-    `heard` are the modules inside of it that the graph calls. A warning is given once.
+    `run` is the module that a graph runs, `path` its own in the model, and `heard` are those of the modules inside that
+    the graph calls. A warning is given once.
     """
 
-    def __init__(self, root: nn.Module, settings: Settings, path: str, heard: Iterable[str]) -> None:
-        run = root.get_submodule(path)
+    def __init__(self, run: nn.Module, path: str, heard: Iterable[str]) -> None:
         inside = {f"{path}.{name}".strip("."): module for name, module in run.named_modules() if name}
-        silent = {name: module for name, module in inside.items() if not is_behind(name, set(heard))}
+        called = set(heard)
+        silent = {name: each for name, each in inside.items() if not is_own(name) and not is_behind(name, called)}
         self.hooks = {name: (module, count_hooks(module)) for name, module in silent.items()}
         self.settings = {name: (module, read_settings(module)) for name, module in silent.items()}
-        if not path:
-            self.settings[""] = (root, settings)
         self.newest = RemovableHandle.next_id
 
     def warn_of_hooks(self) -> None:
@@ -52,31 +49,39 @@ class Unseen:
     def warn_of_settings(self) -> None:
         """Warn of plain attributes that have other values by now."""
         for name, (module, known) in self.settings.items():
-            now = read_settings(module)
-            for attribute in [each for each in known if each in now and now[each] != known[each]]:
-                was = known.pop(attribute)
-                full = f"{name}.{attribute}".strip(".")
-                warnings.warn(
-                    f"{full} was {was!r} when the model was traced and is {now[attribute]!r} by now: the graph goes on "
-                    "with what the model's code made of the first; set it before, or make it a buffer, which the graph "
-                    "reads",
-                    stacklevel=4,  # at the call of train()
-                )
+            warn_of_changes(name, module, known, calls=4)
 
 
-def is_behind(name: str, heard: set[str]) -> bool:
-    """Whether a module is called, lies inside of one that is called, or is not the user's."""
+def warn_of_changes(name: str, module: nn.Module, known: Settings, calls: int = 3) -> None:
+    """Warn of a module's attributes that have other values by now, at the line so many calls up, and forget them."""
+    for attribute, was in list(known.items()):
+        now = vars(module).get(attribute, was)
+        if now is was or (type(now) in PLAIN and now == was):
+            continue
+        del known[attribute]
+        full = f"{name}.{attribute}".strip(".")
+        warnings.warn(
+            f"{full} was {was!r} when the model was traced and is {now!r} by now: the graph goes on with what the "
+            "model's code made of the first; set it before, or make it a buffer, which the graph reads",
+            stacklevel=calls,
+        )
+
+
+def is_own(name: str) -> bool:
+    """Whether a module is none of the user's: a mask, or what parametrizes a weight."""
+    return not {"fxprune", "parametrizations"}.isdisjoint(name.split("."))
+
+
+def is_behind(name: str, called: set[str]) -> bool:
+    """Whether a module is called, or lies inside of one that is."""
     parts = name.split(".")
-    return any(part in _OWN for part in parts) or any(
-        ".".join(parts[:count]) in heard for count in range(1, len(parts) + 1)
-    )
+    return any(".".join(parts[:count]) in called for count in range(1, len(parts) + 1))
 
 
 def read_settings(module: nn.Module) -> Settings:
     """Read a module's plain attributes: numbers, truths and words."""
-    attributes: Mapping[str, Any] = vars(module)
     return {
         name: value
-        for name, value in attributes.items()
-        if type(value) in (bool, int, float, str) and name != "training" and not name.startswith("_")
+        for name, value in vars(module).items()
+        if type(value) in PLAIN and name != "training" and not name.startswith("_")
     }

@@ -161,6 +161,63 @@ def test_hooks_on_masked_layers_run_and_change_nothing(granularity) -> None:
     assert torch.equal(prepared(x), expected)
 
 
+def test_a_hook_on_a_masked_layer_may_call_the_model() -> None:
+    prepared, x = fxprune.prepare(Net().eval(), torch.randn(2, 3, 16, 16)), torch.randn(2, 3, 16, 16)
+    expected, depth = prepared(x), 0
+
+    def call_again(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            assert torch.equal(prepared(x), expected)
+            assert copy.deepcopy(layer)(*inputs).shape == inputs[0].shape
+
+    prepared.twice.register_forward_pre_hook(call_again)
+    assert torch.equal(prepared(x), expected)
+    assert depth == 5  # two calls each of the model, and the copy of the layer
+
+
+def test_a_hook_may_give_a_masked_recurrent_layer_its_state() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x)[0])
+
+    model, x, state = Recurrent().eval(), torch.randn(2, 5, 6), torch.randn(1, 2, 8)
+    prepared = fxprune.prepare(model, x)
+    for each in (model, prepared):
+        each.layer.register_forward_pre_hook(lambda layer, inputs: (*inputs, state))
+    torch.testing.assert_close(prepared(x), model(x))
+
+
+def test_hooks_on_all_modules_see_masked_layers() -> None:
+    prepared, seen = fxprune.prepare(Net(), torch.randn(2, 3, 16, 16)), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        prepared(torch.randn(2, 3, 16, 16))
+    finally:
+        handle.remove()
+    assert prepared.head in seen
+    assert seen.count(prepared.twice) == 2
+
+
+def test_hooks_on_the_model_stay_with_its_copies_and_conversions() -> None:
+    model, x = Net(), torch.randn(2, 3, 16, 16)
+    randomise(model)
+    model.eval().register_forward_hook(lambda module, inputs, output: output.softmax(1))
+    prepared = fxprune.prepare(model, x, target=fxprune.Sparsity(0.5))
+    torch.testing.assert_close(prepared(x), model(x))
+    prepared.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    fxprune.prune(prepared)
+    assert torch.equal(copy.deepcopy(prepared)(x), prepared(x))
+    compact = fxprune.convert(prepared)
+    torch.testing.assert_close(compact(x), prepared(x))
+    assert torch.equal(copy.deepcopy(compact)(x), compact(x))
+
+
 def test_hooks_on_tied_layers_run_once_a_call() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

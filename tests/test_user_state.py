@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -208,3 +210,40 @@ def test_frozen_norms_and_the_random_state_stay() -> None:
     prepared(torch.randn(2, 3, 8, 8)).sum().backward()
     optimizer.step()
     assert torch.equal(prepared.get_submodule("1").weight, model[1].weight)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_models_free_their_weights_at_once(granularity: str) -> None:
+    """Without waiting for Python to look for circles: on a GPU copies would pile up."""
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8)
+
+    def prepare() -> nn.Module:
+        prepared = fxprune.prepare(model, x, granularity=granularity, target=fxprune.Sparsity(0.5))
+        fxprune.prune(prepared)
+        return prepared
+
+    made = {
+        "prepared": prepare,
+        "a copy": lambda: copy.deepcopy(prepare()),
+        "converted": lambda: fxprune.convert(prepare()),
+        "converted, trained and copied": lambda: copy.deepcopy(train(fxprune.convert(prepare()))),
+    }
+    gc.collect()
+    gc.disable()
+    try:
+        for name, make in made.items():
+            result = make()
+            kept = [weakref.ref(tensor) for tensor in [*result.parameters(), *result.buffers()]]
+            del result
+            assert not any(reference() is not None for reference in kept), name
+    finally:
+        gc.enable()
+
+
+def train(model: nn.Module) -> nn.Module:
+    """Make one step of training."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return model

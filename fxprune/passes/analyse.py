@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,7 +175,8 @@ class ShadowRun:
 
     def __init__(self, model: TracedModel, table: IdTable, constants: bool = True) -> None:
         self.model, self.table, self.constants = model, table, constants
-        self.mode = ShadowMode(self.follow, table.fresh)
+        follow = weakref.WeakMethod(self.follow)  # a circle would hold the weights until Python looks for circles
+        self.mode = ShadowMode(lambda call: follow()(call), table.fresh)  # type: ignore[misc]
         self.parameters: dict[str, Shadow] = {}
         self.own_ids: list[tuple[int, int]] = []  # ranges of ids that parameters have, not what code makes of sizes
         self.computed: dict[str, Tensor] = {}  # what each name stands for

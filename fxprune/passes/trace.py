@@ -146,7 +146,9 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
         for name, buffer in root.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
-    return graph, tracer.asks_mode
+    asks_mode = tracer.asks_mode
+    vars(tracer).clear()  # it lies in circles, which would hold the weights until Python looks for circles
+    return graph, asks_mode
 
 
 def cannot_run(model: nn.Module, error: Exception) -> TraceError:

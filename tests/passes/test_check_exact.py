@@ -1,6 +1,7 @@
 """The comparison behind conversion's check: what it calls a difference, and what cannot be compared."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -75,6 +76,41 @@ def test_a_difference_beside_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fxprune.api, "shrink_all", damage)
     with pytest.raises(ExactnessError):
         fxprune.convert(prepared)
+
+
+class Decided(nn.Module):
+    """Half of the filters are dead, and rounding decides about what lies near zero."""
+
+    def __init__(self, decide: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 3)
+        self.decide = decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decide(self.last(self.middle(nn.functional.silu(self.first(x))).relu()))
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [lambda f: f > 0, lambda f: f.argmax(1), lambda f: f.sqrt(), lambda f: f.masked_fill(f < 0, -INF)],
+    ids=["sign", "argmax", "root", "mask"],
+)
+def test_what_rounding_decides_in_half_precision_is_no_difference(decide: Callable[[Tensor], Tensor]) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = Decided(decide)
+        with torch.no_grad():
+            for layer in (model.first, model.middle):
+                layer.weight[::2] = 0
+        model = model.bfloat16().eval()
+        compact = fxprune.convert(model, torch.randn(4, 3, 24, 24).bfloat16())
+        assert compact.first.out_channels == 8
+
+
+def test_both_parts_of_complex_outputs_are_compared() -> None:
+    output = torch.tensor([[1 + 2j], [2 + 4j]])
+    assert measure([([output], [output])]) == 0
+    assert measure([([output], [output.real + 1j * (output.imag + 1)])]) == pytest.approx(0.5)
 
 
 def test_a_model_of_nan_is_refused_by_name() -> None:
