@@ -299,3 +299,26 @@ def test_what_is_asserted_of_widths_is_not_asserted_of_smaller_ones(claim: Calla
     assert compact.first.out_channels == 15  # three groups of five, no multiple of four
     x = torch.randn(3, 3, 9, 9).double()
     torch.testing.assert_close(compact(x), prepared(x))
+
+
+class DotScale(nn.Module):
+    """A layer times the product of two vectors, as differential attention has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(10, 8), nn.Linear(8, 2)
+        self.a, self.b = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu()) * torch.exp(torch.sum(self.a * self.b, dim=-1))
+
+
+def test_what_no_weight_scores_is_no_unit() -> None:
+    """Conversion could not tell which of their elements gates had closed, and left them."""
+    prepared = fxprune.prepare(DotScale().eval(), torch.randn(4, 10))
+    assert prepared.fxprune.gates.numel() == 8
+    scored = torch.cat([place.index for place in prepared.fxprune.slices])
+    assert set(range(8)) <= set(scored.tolist())
+    close_units(prepared, 0.5)
+    compact = fxprune.convert(prepared)
+    assert compact.a.numel() == 6

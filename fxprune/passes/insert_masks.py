@@ -162,11 +162,17 @@ def number_units(
 
 
 def find_made(model: TracedModel, channels: Channels) -> Tensor:
-    """Which units a parameter makes, bool [units]: not those of constant tables, which are only read."""
+    """Which units a parameter makes, bool [units]: not those of constant tables, which are only read.
+
+    Nor those that nothing scores, such as the elements of two vectors whose product is summed.
+    """
     tables = find_tables(model)
     rows, owned, stored = (torch.zeros(len(channels.units), dtype=torch.bool) for _ in range(3))
     for name, dim, units in channels.positions:
-        (stored if name in tables else owned)[units] = True
+        if name in tables:
+            stored[units] = True
+        elif is_scored(model, name):
+            owned[units] = True
         if channels.weights.get(name) == dim:
             rows[units] = True
     return rows | (owned & ~stored)
@@ -211,11 +217,15 @@ def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list
     slices = []
     buffers = {name for name, _ in model.named_buffers()}
     for name, dim, units in channels.positions:
-        tensor, index = find_tensor(model, name), numbers[units]
-        scores = tensor.dim() > 1 or name.endswith("weight")
-        if name not in buffers and scores and bool((index >= 0).any()):
-            slices.append(Slice(name, dim, index.to(tensor.device)))
+        index = numbers[units]
+        if name not in buffers and is_scored(model, name) and bool((index >= 0).any()):
+            slices.append(Slice(name, dim, index.to(find_tensor(model, name).device)))
     return slices
+
+
+def is_scored(model: TracedModel, name: str) -> bool:
+    """Whether the magnitudes of a tensor say how much its channels matter: not those of shifts."""
+    return find_tensor(model, name).dim() > 1 or name.endswith("weight")
 
 
 def find_norm_scales(model: TracedModel) -> set[str]:

@@ -148,6 +148,7 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
                 buffer.copy_(buffers[name])
     asks_mode = tracer.asks_mode
     vars(tracer).clear()  # it lies in circles, which would hold the weights until Python looks for circles
+    tracer.recording = False  # what stands in for functions asks
     return graph, asks_mode
 
 
