@@ -21,7 +21,7 @@ from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import explain_failure, explain_misfit
 from fxprune.latency_trial import LatencyTrial
 from fxprune.masks import Masks
-from fxprune.unseen import Settings, Unseen, is_own, read_settings, warn_of_changes
+from fxprune.unseen import Settings, Unseen, read_settings, warn_of_changes
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of the model."""
@@ -345,9 +345,13 @@ class PreparedModel(TracedModel):
 
 
 def find_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """List all modules of the user's but the model itself, under all their names, without what parametrizes weights."""
+    """List all modules but the model itself, under all their names; what parametrizes weights is left out.
+
+    So is that which holds the masks and this list, which would be a circle.
+    """
     modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if name and not is_own(name)}
+    inner = {name: module for name, module in modules if name not in ("", "fxprune")}
+    return {name: module for name, module in inner.items() if "parametrizations" not in name.split(".")}
 
 
 def tensors_in(value: Any) -> list[Any]:

@@ -184,7 +184,7 @@ def inspect(subject: Subject, result: Result) -> None:
 def close_half(prepared: PreparedModel, subject: Subject) -> None:
     """Close a random half of the units; others, and then fewer, where the outputs no longer vary with the inputs."""
     inputs = subject.inputs(2, subject.size, seed=1)
-    for share, seed in ((SHARE, 1), (SHARE, 2), (0.3, 1), (0.3, 2), (0.1, 1)):
+    for share, seed in ((SHARE, 1), (SHARE, 2), (0.3, 1), (0.3, 2), (0.1, 1), (0.1, 2), (0.03, 1), (0.01, 1)):
         close_units(prepared, share, seed)
         settle(prepared, subject.inputs(SETTLING, subject.size, seed=2))
         outputs = outputs_of(prepared, inputs)

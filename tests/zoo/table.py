@@ -10,6 +10,7 @@ from statistics import median
 
 from tabulate import tabulate
 
+from tests.zoo.lists import FAMILIES
 from tests.zoo.result import Failure, Result
 
 PACKAGES = ("fxprune", "torch", "torchvision", "timm", "transformers", "onnxruntime")
@@ -17,7 +18,7 @@ PACKAGES = ("fxprune", "torch", "torchvision", "timm", "transformers", "onnxrunt
 HEAD = """\
 # Coverage
 
-Measured on {date} with {versions}; written by `make coverage`.
+Measured on {date} with {versions}; written by `{command}`.
 
 Each model is built with random weights, with random scales, shifts and statistics, and prepared; half of its units
 are closed at random, and it is converted. What the columns say:
@@ -70,6 +71,9 @@ COUNTS: dict[str, Callable[[Result], bool]] = {
 }
 """What is counted for each family."""
 
+EXPORTED = ("ONNX agrees", "exporter cannot")
+"""The counts of models that were exported."""
+
 COLUMNS = (
     "model",
     "traced",
@@ -87,18 +91,22 @@ COLUMNS = (
 def summarise(results: Sequence[Result]) -> str:
     """A table of counts, one line a family."""
     rows = []
+    counted = [name for name in COUNTS if name not in EXPORTED or any(result.onnx_status for result in results)]
     for family in dict.fromkeys(result.family for result in results):
         own = [result for result in results if result.family == family]
         shares = [result.share for result in own if result.share is not None]
-        counts = [sum(map(count, own)) for count in COUNTS.values()]
-        rows.append([family, *counts, f"{median(shares):.1%}" if shares else ""])
-    return tabulate(rows, headers=["family", *COUNTS, "median prunable"], tablefmt="pipe")
+        counts = [sum(map(COUNTS[name], own)) for name in counted]
+        rows.append([family, *counts, *([f"{median(shares):.1%}"] if shares else [])])
+    headers = ["family", *counted, "median prunable"]
+    return tabulate(rows, headers=headers[: max(map(len, rows), default=0)], tablefmt="pipe")
 
 
 def list_models(results: Sequence[Result]) -> str:
     """A table of one line a model."""
     rows = [[*describe_columns(result), describe_failures(result)] for result in results]
-    return tabulate(rows, headers=COLUMNS, tablefmt="pipe", disable_numparse=True)
+    filled = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows)]
+    rows = [[row[place] for place in filled] for row in rows]
+    return tabulate(rows, headers=[COLUMNS[place] for place in filled], tablefmt="pipe", disable_numparse=True)
 
 
 def list_refusals(results: Sequence[Result]) -> str:
@@ -157,7 +165,9 @@ def show_error(error: float | str | None) -> str:
 
 def write_table(results: Sequence[Result], path: Path) -> None:
     """Write the page."""
-    parts = [HEAD.format(date=datetime.date.today().isoformat(), versions=describe_versions()), summarise(results)]
+    command = "make coverage" if any(result.family in FAMILIES for result in results) else "make coverage-timm"
+    date = datetime.date.today().isoformat()
+    parts = [HEAD.format(date=date, versions=describe_versions(), command=command), summarise(results)]
     for family in dict.fromkeys(result.family for result in results):
         own = sorted((result for result in results if result.family == family), key=lambda result: result.name)
         parts += [f"\n## {family}\n", list_models(own)]
