@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import fx, nn
-from torch.nn.modules import module
+from torch.nn.modules import module as calls
 from torch.utils.hooks import BackwardHook
 
 from fxprune.layer_functions import INPUTS, LAYERS, find_kind
@@ -93,8 +93,8 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
                 call = called.call_module(layer.path, inputs)
             else:
                 held = called.get_attr(layer.path)
-                rest = (*node.args[count:],)
-                call = called.call_function(with_hooks(node.target, count), (held, inputs, rest, node.kwargs))
+                arguments = (held, inputs, node.args[count:], node.kwargs)
+                call = called.call_function(with_hooks(node.target, count), arguments)
         node.replace_all_uses_with(call)
         name = node.name
         called.erase_node(node)
@@ -123,7 +123,7 @@ def with_hooks(function: Callable[..., Any], count: int) -> Callable[..., Any]:
 def call_with_hooks(layer: nn.Module, compute: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Call a function as torch calls the forward of a layer: between hooks, those of all modules first."""
     given: dict[str, Any] = {}
-    for number, hook in (*module._global_forward_pre_hooks.items(), *layer._forward_pre_hooks.items()):
+    for number, hook in (*calls._global_forward_pre_hooks.items(), *layer._forward_pre_hooks.items()):
         if number in layer._forward_pre_hooks_with_kwargs:
             args, given = hook(layer, args, given) or (args, given)
         else:
@@ -134,13 +134,13 @@ def call_with_hooks(layer: nn.Module, compute: Callable[..., Any], args: tuple[A
     backward = BackwardHook(layer, after, before) if after or before else None
     args = args if backward is None else backward.setup_input_hook(args)
     result = compute(*args, **given)
-    for number, hook in (*module._global_forward_hooks.items(), *layer._forward_hooks.items()):
-        named = number in layer._forward_hooks_with_kwargs or number in module._global_forward_hooks_with_kwargs
+    for number, hook in (*calls._global_forward_hooks.items(), *layer._forward_hooks.items()):
+        named = number in layer._forward_hooks_with_kwargs or number in calls._global_forward_hooks_with_kwargs
         changed = hook(layer, args, given, result) if named else hook(layer, args, result)
         result = result if changed is None else changed
     result = result if backward is None else backward.setup_output_hook(result)
     for hook in old:  # of before torch 1.8
-        result.grad_fn.register_hook(module._WrappedHook(hook, layer))
+        result.grad_fn.register_hook(calls._WrappedHook(hook, layer))
     return result
 
 
@@ -148,16 +148,11 @@ def is_heard(layer: nn.Module) -> bool:
     """Whether somebody listens to the calls of this module, or of all."""
     return bool(
         count_hooks(layer)
-        or module._global_forward_hooks
-        or module._global_forward_pre_hooks
-        or module._global_backward_hooks
-        or module._global_backward_pre_hooks
+        or calls._global_forward_hooks
+        or calls._global_forward_pre_hooks
+        or calls._global_backward_hooks
+        or calls._global_backward_pre_hooks
     )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to this module's calls."""
-    return count_hooks(module) > 0
 
 
 def count_hooks(module: nn.Module) -> int:

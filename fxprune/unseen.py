@@ -27,7 +27,7 @@ class Unseen:
     def __init__(self, run: nn.Module, path: str, heard: Iterable[str]) -> None:
         inside = {f"{path}.{name}".strip("."): module for name, module in run.named_modules() if name}
         called = set(heard)
-        silent = {name: each for name, each in inside.items() if not is_own(name) and not is_behind(name, called)}
+        silent = {name: each for name, each in inside.items() if not is_inner(name) and not is_behind(name, called)}
         self.hooks = {name: (module, count_hooks(module)) for name, module in silent.items()}
         self.settings = {name: (module, read_settings(module)) for name, module in silent.items()}
         self.newest = RemovableHandle.next_id
@@ -67,7 +67,7 @@ def warn_of_changes(name: str, module: nn.Module, known: Settings, calls: int = 
         )
 
 
-def is_own(name: str) -> bool:
+def is_inner(name: str) -> bool:
     """Whether a module is none of the user's: a mask, or what parametrizes a weight."""
     return not {"fxprune", "parametrizations"}.isdisjoint(name.split("."))
 

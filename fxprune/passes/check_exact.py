@@ -59,14 +59,15 @@ def check_module(
 ) -> float:  # fmt: skip
     """Compare one traced module of the models."""
     precision = next((p.dtype for p in model.parameters()), torch.float32)
-    error = compare(model.get_submodule(path), compact.get_submodule(path), inputs)
+    runs = run_both(model.get_submodule(path), compact.get_submodule(path), inputs)
+    error = measure(runs)
     if error <= (DOUBLE if precision is torch.float64 else SINGLE):
         return error
     if not compare(model.get_submodule(path), model.get_submodule(path), inputs) <= SINGLE:
         raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
     frozen = as_double(freeze_masks(model) if isinstance(model, PreparedModel) else source)
     doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
-    with double_by_default():
+    with default_precision():
         exact = compare(frozen.get_submodule(path), as_double(compact).get_submodule(path), doubled)
         if exact > DOUBLE and precision is not torch.float64:
             with in_double(source):
@@ -77,7 +78,7 @@ def check_module(
         raise ExactnessError(f"{differ} {exact:.1e} of their range")
     if precision is not torch.float64:
         own = measure_own(model.get_submodule(path), frozen.get_submodule(path), inputs, doubled)
-        found = compare(model.get_submodule(path), compact.get_submodule(path), inputs, is_near=True)
+        found = measure(runs, is_near=True)
         if not found <= MOST_LOSS * max(own, SINGLE):
             raise ExactnessError(f"{differ} {found:.1e} of their range, though it rounds by {own:.1e} only")
     return error
@@ -88,7 +89,7 @@ def measure_own(model: nn.Module, exact: nn.Module, inputs: Inputs, doubled: Inp
     """How far a model's outputs are, in its own precision, from those of the same model in double precision."""
     with in_eval_mode(model), in_eval_mode(exact), kept_state(model), kept_state(exact):
         own = run_varied(model, inputs)
-        with double_by_default():
+        with default_precision():
             runs = zip(run_varied(exact, doubled), own, strict=True)
             return measure([(wanted, found) for (_, wanted), (_, found) in runs], is_near=True)
 
@@ -96,7 +97,7 @@ def measure_own(model: nn.Module, exact: nn.Module, inputs: Inputs, doubled: Inp
 def is_rounding(source: TracedModel, other: TracedModel, path: str, inputs: Inputs) -> bool:
     """Whether two models without masks, compared in double precision, differ by no more than rounding explains."""
     doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
-    with double_by_default():
+    with default_precision():
         exact, changed = as_double(source), as_double(other)
         error = compare(exact.get_submodule(path), changed.get_submodule(path), doubled)
         return error <= DOUBLE or error <= MOST_ROUNDINGS * measure_rounding(exact, path, doubled)
@@ -134,10 +135,10 @@ def in_double(model: TracedModel) -> Iterator[None]:
 
 
 @contextmanager
-def double_by_default() -> Iterator[None]:
-    """Let tensors that code makes without naming a precision be in double."""
+def default_precision(dtype: torch.dtype = torch.float64) -> Iterator[None]:
+    """Let tensors that code makes without naming a precision have this one."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
@@ -155,9 +156,14 @@ def measure_rounding(source: TracedModel, path: str, doubled: Inputs) -> float:
     return compare(source.get_submodule(path), moved.get_submodule(path), doubled)
 
 
+def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
+    """The largest difference of any output, divided by how much that output varies over inputs."""
+    return measure(run_both(source, compact, inputs))
+
+
 @torch.no_grad()
-def compare(source: nn.Module, compact: nn.Module, inputs: Inputs, is_near: bool = False) -> float:
-    """The largest difference of any output, divided by how much that output varies over inputs; as `measure` has it.
+def run_both(source: nn.Module, compact: nn.Module, inputs: Inputs) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Run two models in eval mode on the inputs and on noisy ones, and list the outputs of both.
 
     Raises FxpruneError where nothing that the source gives is a number.
     """
@@ -171,7 +177,7 @@ def compare(source: nn.Module, compact: nn.Module, inputs: Inputs, is_near: bool
             "all that the model gives for these inputs is NaN or infinite, so nothing can be compared: look at "
             f"{found[0] if found else 'the inputs'}"
         )
-    return measure(runs, is_near)
+    return runs
 
 
 def run_varied(model: nn.Module, inputs: Inputs) -> list[tuple[Inputs, list[Tensor]]]:
@@ -249,7 +255,7 @@ def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Ch
     graphs = zip(baked.graphs.regions, source.graphs.regions, target.graphs.regions, strict=True)
     for mine, region, smaller in graphs:
         inputs = tree_map(lambda t: t.double() if is_float(t) else t, mine.inputs)
-        with in_eval_mode(source), in_eval_mode(target), double_by_default():
+        with in_eval_mode(source), in_eval_mode(target), default_precision():
             expected, actual = run_nodes(source, region.eval, inputs), run_nodes(target, smaller.eval, inputs)
         values = channels.values[list(baked.graphs).index(mine.eval)]
         for node in mine.eval.nodes:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.compile_graph import copy_graph, has_hooks
+from fxprune.compile_graph import copy_graph, count_hooks
 from fxprune.layer_functions import LAYERS, PADDING, find_layer, has_dropout
 from fxprune.model import TracedModel, read_tensor
 
@@ -78,7 +78,7 @@ def called_modules(model: TracedModel, graph: fx.Graph) -> Iterator[nn.Module]:
 def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str], training: bool) -> None:
     """Replace a call of a layer by a call of its function, under the same name."""
     layer = find_layer(module)
-    if layer is None or has_hooks(module) or node.kwargs or not 1 <= len(node.args) <= LAYERS[layer].inputs:
+    if layer is None or count_hooks(module) or node.kwargs or not 1 <= len(node.args) <= LAYERS[layer].inputs:
         return
     if getattr(module, "track_running_stats", False):
         return

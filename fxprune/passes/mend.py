@@ -27,8 +27,6 @@ from fxprune.passes.moved_elements import find_selection, is_table, number, step
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
 
-ASSERTIONS = (torch._assert, torch._check)
-
 MOST_TRIALS = 256
 
 RAGGED = object()
@@ -88,7 +86,7 @@ class Mender:
             node.update_arg(0, node.args[1]) if actual is RAGGED else node.update_arg(1, actual)
             self.env[node] = None
             return
-        if node.target in ASSERTIONS and any(self.env[n] is False for n in node.all_input_nodes):
+        if node.target is torch._assert and any(self.env[n] is False for n in node.all_input_nodes):
             # It was about the larger model's widths.
             self.env[node] = self.graph.erase_node(node)
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.model import Inputs
+from fxprune.passes.check_exact import default_precision
 from tests.exactness import varied_images
 
 HUGE = 700_000_000
@@ -65,17 +65,6 @@ def make_case(source: Source, name: str) -> Case:
         model = source.build(name, chosen.options).eval()
     left_out = leave_out_blocks(model) if is_huge else 0
     return Case(model.float(), source.draw(name, model), chosen.size, chosen.other, left_out)
-
-
-@contextmanager
-def default_precision(dtype: torch.dtype) -> Iterator[None]:
-    """Let tensors that are made without a precision have this one."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def leave_out_blocks(model: nn.Module, ends: int = 2) -> int:
