@@ -81,11 +81,10 @@ class SinglePrecisionWatch(TorchDispatchMode):
         return result
 
 
-def main() -> None:
+def measure_model(family: str, name: str, path: Path) -> None:
     """Measure one model and write the result to a file."""
-    family, name, path = sys.argv[1:]
     torch.set_num_threads(1)
-    record = Record(Result(family, name), Path(path))
+    record = Record(Result(family, name), path)
     started = time.perf_counter()
     with suppress(Stopped):
         measure(record)
@@ -286,4 +285,4 @@ def export(model: nn.Module, inputs: Any) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    measure_model(*sys.argv[1:3], Path(sys.argv[3]))

@@ -7,12 +7,14 @@ A model that stands in the file already is left out, so a run that was broken of
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -22,11 +24,19 @@ from typing import Annotated
 import typer
 
 from tests.zoo.lists import FAMILIES, ON_DEMAND, get_family
+from tests.zoo.measure import measure_model
 from tests.zoo.result import Result, read_results
 from tests.zoo.table import describe_result, write_table
 
 GIB = 1 << 20  # KiB
 """One GiB in the units of /proc."""
+
+SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""The environment in which models are measured."""
+
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(["tests.zoo.measure", "tests.zoo.torchvision_models", "tests.zoo.timm_models"])
+"""Makes the processes: each is forked from one that has the libraries loaded, which takes as long as small models."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +55,12 @@ class Job:
         self.path = folder / f"{family}-{name}.json"
         self.errors = self.path.with_suffix(".err")
         self.started = time.monotonic()
-        flags = ["-W", "ignore", "-X", "faulthandler"]
-        command = [sys.executable, *flags, "-m", "tests.zoo.measure", family, name, str(self.path)]
-        threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with self.errors.open("w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(
-                command, env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-            )
+        self.process = FORKING.Process(target=measure_alone, args=(family, name, self.path, self.errors))
+        self.process.start()
 
     def poll(self, limits: Limits) -> Result | None:
         """Return the result when the process has ended; end it where it goes beyond the limits."""
-        if self.process.poll() is not None:
+        if self.process.exitcode is not None:
             return self.read_result(None)
         if time.monotonic() - self.started > limits.seconds:
             return self.kill("Timeout", f"beyond {limits.seconds:g} s")
@@ -65,8 +70,8 @@ class Job:
 
     def kill(self, error: str, message: str) -> Result:
         """End the process, and say why."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.kill()
+        self.process.join()
         return self.read_result((error, message))
 
     def read_result(self, killed: tuple[str, str] | None) -> Result:
@@ -80,11 +85,20 @@ class Job:
 
     def explain_exit(self) -> tuple[str, str]:
         """Name the signal that ended the process and the innermost lines of Python, or give its last words."""
-        code = self.process.returncode
+        code = self.process.exitcode or 0
         lines = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         if code >= 0:
             return f"Exit{code}", lines[-1]
         return signal.Signals(-code).name, "; ".join(line.strip() for line in lines if line.startswith("  File"))
+
+
+def measure_alone(family: str, name: str, path: Path, errors: Path) -> None:
+    """Measure one model in a process of its own, whose last words go to a file."""
+    with errors.open("w", encoding="utf-8") as words:
+        os.dup2(words.fileno(), sys.stderr.fileno())
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    measure_model(family, name, path)
 
 
 def read_memory(pid: int) -> int:
@@ -137,6 +151,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure models of the zoo."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the processes on the way out
+    os.environ.update(SETTINGS)
     families = list(FAMILIES) if family == "all" else [family]
     out.parent.mkdir(parents=True, exist_ok=True)
     known = {} if again else read_results(out)
