@@ -247,3 +247,41 @@ def train(model: nn.Module) -> nn.Module:
     optimizer.step()
     optimizer.zero_grad()
     return model
+
+
+class Recording(nn.Module):
+    """Adds hooks when it first runs, and notes that it has, as models of transformers do; lists what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3))
+        self.head, self.seen = nn.Linear(24, 4), list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not getattr(self, "is_hooked", False):
+            for layer in self.layers[:2]:
+                layer.register_forward_hook(lambda module, args, output: self.seen.append(output))
+            self.is_hooked = True
+        self.seen.clear()
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(torch.cat([x, *self.seen], 1))
+
+
+def test_hooks_that_code_adds_once_are_added_once() -> None:
+    x = torch.randn(4, 8)
+    model = Recording().eval()
+    prepared = fxprune.prepare(model, x)
+    torch.testing.assert_close(prepared(x), model(x))
+
+
+def test_comparing_leaves_the_hooks_that_code_adds_to_the_model() -> None:
+    x = torch.randn(4, 8)
+    model = Recording().eval()
+    with torch.no_grad():
+        model.layers[1][0].weight[::2] = 0
+        model.layers[1][0].bias[::2] = 0
+    compact = fxprune.convert(model, x)
+    assert not any(layer._forward_hooks for layer in model.layers)
+    assert model.seen == []
+    torch.testing.assert_close(compact(x), model(x))

@@ -16,6 +16,7 @@ from fxprune.model import Inputs, PreparedModel, TracedModel, bind_inputs, in_ev
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan, cut
+from fxprune.passes.guards import check_guard
 from fxprune.passes.watch import kept_state
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +27,12 @@ SINGLE, DOUBLE = 1e-5, 1e-9
 
 MOST_ROUNDINGS = 10.0
 """How much more the arithmetic of a model may round than the last bits of its weights make up: 0.4 to 1.2 was seen."""
+
+LOCAL = 100.0
+"""How much more of what an element itself varies by a difference may be than of what the whole output does."""
+
+HUGE = 1e6
+"""How many times as large as the middle one of an output's values those are that are compared by themselves."""
 
 MOST_LOSS = 30.0
 """How many times as far from the exact outputs the compact model may be as the source is: 0.8 to 1.6 was seen."""
@@ -104,9 +111,15 @@ def is_rounding(source: TracedModel, other: TracedModel, path: str, inputs: Inpu
 
 
 def as_double(model: TracedModel) -> TracedModel:
-    """Copy a model into double precision, with the casts to lower ones that its code holds."""
+    """Copy a model into double precision, with the casts to lower ones that its code holds.
+
+    Its guards, which the model itself has passed, are left out: that which asks for a precision finds another one.
+    """
     copied = copy.deepcopy(model).to(torch.float64)
-    for node in (node for graph in copied.graphs for node in graph.nodes):
+    for node in [node for graph in copied.graphs for node in graph.nodes]:
+        if node.target is check_guard:
+            node.graph.erase_node(node)
+            continue
         if node.op == "call_method" and node.target in CASTS:
             node.target = "double"
         node.args, node.kwargs = tree_map(lambda t: torch.float64 if t in PRECISIONS else t, (node.args, node.kwargs))
@@ -193,7 +206,7 @@ def run_varied(model: nn.Module, inputs: Inputs) -> list[tuple[Inputs, list[Tens
 
 
 def measure(runs: list[tuple[list[Tensor], list[Tensor]]], is_near: bool = False) -> float:
-    """Compare the outputs of several runs, each of both models; differences are relative to the spread over all.
+    """Compare the outputs of several runs, each of both models; differences are relative to `find_scale`.
 
     What is infinite or NaN has to be so in both. Where models are near each other by rounding only (`is_near`), that
     decides about whole numbers and about what is a number: these are not looked at.
@@ -202,29 +215,45 @@ def measure(runs: list[tuple[list[Tensor], list[Tensor]]], is_near: bool = False
     for output in range(len(runs[0][0])):
         if is_near and not (is_float(runs[0][0][output]) or runs[0][0][output].is_complex()):
             continue
-        pairs = [(as_numbers(expected[output]), as_numbers(actual[output])) for expected, actual in runs]
+        pairs = [(as_samples(expected[output]), as_samples(actual[output])) for expected, actual in runs]
         if any(a.shape != b.shape for a, b in pairs):
             return float("inf")
-        pairs = [pair for pair in pairs if pair[0].numel()]
-        if not pairs:
-            continue
-        rows = [expected.reshape(len(expected) if expected.dim() > 1 else 1, -1) for expected, _ in pairs]
-        samples = torch.cat([row for row in rows if row.size(1) == rows[0].size(1)])  # of all runs and of the batch
-        finite = samples.isfinite()
-        highest, lowest = (torch.where(finite, samples, end) for end in (-torch.inf, torch.inf))
-        spread, size = (highest.amax(0) - lowest.amin(0)).max(), torch.where(finite, samples, 0.0).abs().max()
-        scale = spread if spread > 1e-6 * size else size.clamp(min=1e-30)
-        for expected, actual in pairs:
+        for shape in {expected.shape[1:] for expected, _ in pairs if expected.numel()}:
+            alike = [pair for pair in pairs if pair[0].shape[1:] == shape]
+            expected, actual = (torch.cat(samples) for samples in zip(*alike, strict=True))
             is_same = (expected == actual) | (expected.isnan() & actual.isnan())
             is_same |= is_near & ~(expected.isfinite() & actual.isfinite())
-            difference = torch.where(is_same, 0.0, (expected - actual).abs()).max()
-            worst = max(worst, float("inf") if difference.isnan() else float(difference / scale))
+            difference = torch.where(is_same, 0.0, (expected - actual).abs() / find_scale(expected)).max()
+            worst = max(worst, float("inf") if difference.isnan() else float(difference))
     return worst
 
 
-def as_numbers(output: Tensor) -> Tensor:
-    """Give an output in double precision, both parts of complex ones."""
-    return torch.view_as_real(output.to(torch.complex128)) if output.is_complex() else output.double()
+def find_scale(samples: Tensor) -> Tensor:
+    """Give what differences are divided by: how much the output varies over [samples, ...].
+
+    It is no more than `LOCAL` times what the element itself varies by, or others of its channel, row or column, and
+    values that are far larger than most, as masks are, are held to their own size: nothing hides what lies beside it.
+    """
+    size = torch.where(samples.isfinite(), samples, 0.0).abs()
+    is_huge = size > HUGE * torch.where(size > 0, size, torch.nan).nanmedian()
+    usual = samples.isfinite() & ~is_huge
+    highest, lowest = torch.where(usual, samples, -torch.inf).amax(0), torch.where(usual, samples, torch.inf).amin(0)
+    spread, largest = (highest - lowest).clamp(min=0), torch.where(usual, size, 0.0).amax(0)
+    if not spread.max() > 1e-6 * largest.max():
+        return torch.where(is_huge, size, largest.max().clamp(min=1e-30))
+    varied = torch.where(spread > 0, spread, torch.nan)
+    near = torch.full_like(spread, torch.nan)
+    for dim in range(spread.dim() if spread.dim() > 1 else 0):
+        median = varied.movedim(dim, 0).flatten(1).nanmedian(1).values
+        near = near.fmin(median.view([-1] + [1] * (spread.dim() - dim - 1)))
+    own = spread.fmax(near).maximum(1e-4 * largest).maximum(1e-8 * varied.nanmedian())
+    return torch.where(is_huge, size, spread.max().minimum(LOCAL * own))
+
+
+def as_samples(output: Tensor) -> Tensor:
+    """Give an output as [samples, ...] in double precision, with both parts of complex numbers."""
+    numbers = torch.view_as_real(output.to(torch.complex128)) if output.is_complex() else output.double()
+    return numbers if numbers.dim() > 1 else numbers.reshape(1, -1)
 
 
 def add_noise(t: Tensor, generator: torch.Generator) -> Tensor:

@@ -37,6 +37,7 @@ from fxprune.passes.proxies import (
 )
 from fxprune.passes.source_lines import find_error, find_user_line
 from fxprune.passes.stand_ins import standing_in
+from fxprune.passes.watch import kept_state
 from fxprune.shadow.shapes import ShapeTensor
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -115,13 +116,12 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
 
     `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
     """
-    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    python = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
-    attributes = [(part, dict(vars(part)), dict(part._buffers), dict(part._parameters)) for part in python]
     tracer = ValueTracer(inputs, earlier)
     try:
-        with torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer):
+        with kept_state(root), torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer):
             graph = tracer.trace(root)
+            constants = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
+        vars(root).update(constants)  # what else code leaves is no tensor but a proxy
         if tracer.failed and any(isinstance(leaf, ShapeTensor) for leaf in tree_leaves(inputs)):
             raise TraceError("it may be for want of values that an op has failed")
         if tracer.failures:
@@ -137,15 +137,6 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
         node.meta["writes"] = bool(inplace) and not node.users
-    for part, own, own_buffers, own_parameters in attributes:  # what the code cached is no tensor but a proxy
-        new = {name: value for name, value in vars(part).items() if name.startswith("_tensor_constant")}
-        vars(part).clear()
-        vars(part).update({**own, **new})
-        part._buffers, part._parameters = own_buffers, own_parameters
-    with torch.no_grad():
-        for name, buffer in root.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
     asks_mode = tracer.asks_mode
     vars(tracer).clear()  # it lies in circles, which would hold the weights until Python looks for circles
     tracer.recording = False  # what stands in for functions asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,19 +123,26 @@ def sizes_in(inputs: Inputs) -> list[torch.Size]:
 
 @contextmanager
 def kept_state(root: nn.Module) -> Iterator[None]:
-    """Put buffers back, and all that code leaves in attributes."""
+    """Put buffers back, and all that code leaves in attributes, or in the dictionaries and lists that they hold.
+
+    Hooks are among these: code that adds some once, and notes that in an attribute, would add them again. Modules that
+    code adds stay.
+    """
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    attributes = [
-        (part, dict(vars(part)), dict(part._buffers))
-        for part in root.modules()
-        if not isinstance(part, torch.jit.ScriptModule)
-    ]
+    parts = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    attributes = [(part, dict(vars(part))) for part in parts]
+    held = [each for _, own in attributes for name, each in own.items() if name != "_modules"]
+    contents = [(each, each.copy()) for each in held if type(each) in (dict, OrderedDict, list, set)]
     try:
         yield
     finally:
-        for part, own, own_buffers in attributes:
+        for part, own in attributes:
             vars(part).clear()
             vars(part).update(own)
-            part._buffers = own_buffers
-        for name, buffer in root.named_buffers():
-            buffer.copy_(buffers[name])
+        for each, before in contents:
+            each.clear()
+            each.extend(before) if isinstance(each, list) else each.update(before)
+        with torch.no_grad():
+            for name, buffer in root.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import ExactnessError, FxpruneError
+from fxprune.passes import check_exact
 from fxprune.passes.check_exact import measure
 from tests.exactness import randomise
 
@@ -21,7 +22,27 @@ def compare_rows(expected: list[list[float]], actual: list[list[float]]) -> floa
 
 
 def test_differences_are_relative_to_the_spread_over_the_batch() -> None:
-    assert compare_rows([[1.0, 5.0], [3.0, 5.0]], [[1.0, 5.0], [3.0, 5.5]]) == pytest.approx(0.25)
+    assert compare_rows([[1.0, 5.0], [3.0, 6.0]], [[1.0, 5.0], [3.0, 6.5]]) == pytest.approx(0.25)
+
+
+def test_small_columns_are_compared_beside_large_ones() -> None:
+    large = torch.randn(6, 50, 4).double()
+    expected, actual = (torch.cat([1e6 * large, large + change], 2) for change in (0.0, 1e-3))
+    assert measure([([expected], [actual])]) > 1e-6  # of what all vary by it is less than 1e-9
+    assert measure([([expected], [expected * (1 + 1e-12)])]) < 1e-10
+
+
+def test_what_lies_beside_a_mask_that_moves_is_compared() -> None:
+    scores, hidden = torch.randn(6, 3, 20, 20).double(), torch.rand(6, 3, 20, 20) < 0.2
+    expected, actual = ((scores + change).masked_fill(hidden, -1e9) for change in (0.0, 1e-3))
+    assert measure([([expected], [actual])]) > 1e-6
+
+
+def test_channels_that_hardly_vary_are_held_to_no_more_than_rounding() -> None:
+    alive = torch.randn(6, 8, 30).double()
+    dead = 1e-17 * torch.randn(6, 1, 30).double()  # what rounding leaves of a sum that is zero
+    expected, actual = (torch.cat([alive * (1 + change), dead * (1 + change * 1e15)], 1) for change in (0.0, 1e-15))
+    assert measure([([expected], [actual])]) < 1e-9
 
 
 @pytest.mark.parametrize("odd", [NAN, INF, -INF])
@@ -111,6 +132,28 @@ def test_both_parts_of_complex_outputs_are_compared() -> None:
     output = torch.tensor([[1 + 2j], [2 + 4j]])
     assert measure([([output], [output])]) == 0
     assert measure([([output], [output.real + 1j * (output.imag + 1)])]) == pytest.approx(0.5)
+
+
+class AsksPrecision(nn.Module):
+    """Code that goes another way in half precision, as that of Whisper and T5 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.dtype == torch.float16:
+            x = x.clamp(-60000, 60000)
+        return self.second(x) if x.dtype == torch.float32 else x
+
+
+def test_code_that_asks_for_the_precision_is_compared_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_exact, "SINGLE", 0.0)
+    prepared = fxprune.prepare(AsksPrecision(), torch.randn(4, 8))
+    fxprune.prune(prepared)
+    monkeypatch.setattr(check_exact, "MOST_LOSS", math.inf)  # which is in units of SINGLE, too
+    assert fxprune.convert(prepared).first.out_features == 8
 
 
 def test_a_model_of_nan_is_refused_by_name() -> None:
