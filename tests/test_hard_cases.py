@@ -322,3 +322,30 @@ def test_what_no_weight_scores_is_no_unit() -> None:
     close_units(prepared, 0.5)
     compact = fxprune.convert(prepared)
     assert compact.a.numel() == 6
+
+
+class Registers(nn.Module):
+    """Attention over the patches of an image, of any size, and over four tokens that are parameters."""
+
+    def __init__(self, heads: int = 4, width: int = 32) -> None:
+        super().__init__()
+        self.embed, self.tokens = nn.Conv2d(3, width, 4, 4), nn.Parameter(torch.randn(1, 4, width))
+        self.qkv, self.out, self.heads = nn.Linear(width, 3 * width), nn.Linear(width, width), heads
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.tokens.expand(len(x), -1, -1), x], 1)
+        batch, count, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.head((x + self.out(mixed.reshape(batch, count, width))).mean(1))
+
+
+def test_tokens_that_are_parameters_stay_tokens() -> None:
+    prepared = fxprune.prepare(Registers(), torch.randn(2, 3, 16, 16), target=fxprune.Sparsity(0.5))
+    fxprune.prune(prepared)
+    compact = fxprune.convert(prepared)
+    assert compact.qkv.out_features < 96
+    larger = torch.randn(3, 3, 32, 24)
+    torch.testing.assert_close(compact.eval()(larger), prepared.eval()(larger))

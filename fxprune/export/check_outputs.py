@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fxprune.export.runtimes.interface import Array
+from fxprune.output_scale import find_scale
 
 ROUNDING_FACTOR = 4
 """How many times the model's own rounding error the file may differ: each has its own, in another order of sums."""
@@ -22,8 +24,9 @@ class OutputCheck:
     """One output of the file beside the model's.
 
     `difference` is max |file - model|, `variation` the largest range that an element has over
-    the samples, and `error` their quotient. Where the output does not vary (`is_vacuous`) the
-    error is relative to its magnitude, and agreement shows little. For integers and booleans
+    the samples, and `error` their quotient, or more where elements of a smaller range differ (see
+    `find_scale`). Where the output does not vary (`is_vacuous`) the error is relative to its
+    magnitude, and agreement shows little. For integers and booleans
     `error` is the share of elements that differ. `argmax_agreement` is the share of samples
     with the same argmax, for outputs of two dimensions only. `rounding` is the error of the
     model itself against a float64 copy, measured only where `error` is above the tolerance.
@@ -77,32 +80,41 @@ def check_output(name: str, expected: list[Array], found: list[Array], batches: 
         differing = sum(int((want != have).sum()) for want, have in zip(expected, found, strict=True))
         share = differing / max(1, sum(want.size for want in expected))
         return OutputCheck(name, share, share, 1.0, _measure_variation(expected, batches) == 0, argmax)
-    difference = max(_measure_difference(want, have) for want, have in zip(expected, found, strict=True))
+    wants, haves = _stack_samples(expected, batches), _stack_samples(found, batches)
+    differences = [_measure_difference(want, have) for want, have in zip(wants, haves, strict=True)]
+    difference = max(float(each.max(initial=0.0)) for each in differences)
     variation = _measure_variation(expected, batches)
     magnitude = max((float(np.abs(_drop_nonfinite(want)).max(initial=0.0)) for want in expected), default=0.0)
     is_vacuous = variation <= VACUOUS * magnitude
-    scale = (magnitude or 1.0) if is_vacuous else variation
-    return OutputCheck(name, difference / scale, difference, variation, is_vacuous, argmax)
+    scales = [
+        (magnitude or 1.0) if is_vacuous or not want.size else find_scale(torch.from_numpy(want)).numpy()
+        for want in wants
+    ]
+    error = max(float((d / scale).max(initial=0.0)) for d, scale in zip(differences, scales, strict=True))
+    return OutputCheck(name, error, difference, variation, is_vacuous, argmax)
 
 
-def _measure_difference(want: Array, have: Array) -> float:
-    """Return max |want - have|; a NaN equals a NaN, and nothing else."""
+def _measure_difference(want: Array, have: Array) -> Array:
+    """Return |want - have|; a NaN equals a NaN, and nothing else."""
     equal = (want == have) | (np.isnan(want) & np.isnan(have))
     with np.errstate(invalid="ignore"):
-        difference = np.where(equal, 0.0, np.abs(want.astype(np.float64) - have))
-    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0.0))
+        difference = np.where(equal, 0.0, np.abs(want - have))
+    return np.nan_to_num(difference, nan=np.inf, posinf=np.inf)
 
 
 def _measure_variation(runs: list[Array], batches: Sequence[int]) -> float:
     """Return the largest range that an element has over all samples (over runs, where there is no batch)."""
-    arrays = [_drop_nonfinite(run) for run in runs]
-    if all(array.shape[:1] == (batch,) for array, batch in zip(arrays, batches, strict=True)):
-        shapes = {array.shape[1:] for array in arrays}
-        groups = [np.concatenate([array for array in arrays if array.shape[1:] == shape]) for shape in shapes]
-    else:
-        shapes = {array.shape for array in arrays}
-        groups = [np.stack([array for array in arrays if array.shape == shape]) for shape in shapes]
+    groups = _stack_samples([_drop_nonfinite(run) for run in runs], batches)
     return max(float(np.ptp(group, axis=0).max(initial=0.0)) for group in groups)
+
+
+def _stack_samples(runs: list[Array], batches: Sequence[int]) -> list[Array]:
+    """Give the samples of all runs (the runs, where there is no batch) as float64 arrays, one for each shape."""
+    has_batch = all(run.shape[:1] == (batch,) for run, batch in zip(runs, batches, strict=True))
+    groups: dict[tuple[int, ...], list[Array]] = {}
+    for run in runs:
+        groups.setdefault(run.shape[1:] if has_batch else run.shape, []).append(run.astype(np.float64))
+    return [np.concatenate(group) if has_batch else np.stack(group) for group in groups.values()]
 
 
 def _drop_nonfinite(array: Array) -> Array:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.model import Inputs, PreparedModel, TracedModel, bind_inputs, in_eval_mode, named_tensors, tensors_in
+from fxprune.output_scale import find_scale
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan, cut
@@ -27,12 +28,6 @@ SINGLE, DOUBLE = 1e-5, 1e-9
 
 MOST_ROUNDINGS = 10.0
 """How much more the arithmetic of a model may round than the last bits of its weights make up: 0.4 to 1.2 was seen."""
-
-LOCAL = 100.0
-"""How much more of what an element itself varies by a difference may be than of what the whole output does."""
-
-HUGE = 1e6
-"""How many times as large as the middle one of an output's values those are that are compared by themselves."""
 
 MOST_LOSS = 30.0
 """How many times as far from the exact outputs the compact model may be as the source is: 0.8 to 1.6 was seen."""
@@ -226,28 +221,6 @@ def measure(runs: list[tuple[list[Tensor], list[Tensor]]], is_near: bool = False
             difference = torch.where(is_same, 0.0, (expected - actual).abs() / find_scale(expected)).max()
             worst = max(worst, float("inf") if difference.isnan() else float(difference))
     return worst
-
-
-def find_scale(samples: Tensor) -> Tensor:
-    """Give what differences are divided by: how much the output varies over [samples, ...].
-
-    It is no more than `LOCAL` times what the element itself varies by, or others of its channel, row or column, and
-    values that are far larger than most, as masks are, are held to their own size: nothing hides what lies beside it.
-    """
-    size = torch.where(samples.isfinite(), samples, 0.0).abs()
-    is_huge = size > HUGE * torch.where(size > 0, size, torch.nan).nanmedian()
-    usual = samples.isfinite() & ~is_huge
-    highest, lowest = torch.where(usual, samples, -torch.inf).amax(0), torch.where(usual, samples, torch.inf).amin(0)
-    spread, largest = (highest - lowest).clamp(min=0), torch.where(usual, size, 0.0).amax(0)
-    if not spread.max() > 1e-6 * largest.max():
-        return torch.where(is_huge, size, largest.max().clamp(min=1e-30))
-    varied = torch.where(spread > 0, spread, torch.nan)
-    near = torch.full_like(spread, torch.nan)
-    for dim in range(spread.dim() if spread.dim() > 1 else 0):
-        median = varied.movedim(dim, 0).flatten(1).nanmedian(1).values
-        near = near.fmin(median.view([-1] + [1] * (spread.dim() - dim - 1)))
-    own = spread.fmax(near).maximum(1e-4 * largest).maximum(1e-8 * varied.nanmedian())
-    return torch.where(is_huge, size, spread.max().minimum(LOCAL * own))
 
 
 def as_samples(output: Tensor) -> Tensor:

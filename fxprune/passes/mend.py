@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -275,9 +276,17 @@ class Mender:
         return torch.unique(self.channels.units[torch.cat(ids)]) if ids else torch.zeros(0, dtype=torch.int64)
 
     def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
-        """Put other sizes where sizes and bounds stand as literals, in each combination, until the result fits."""
+        """Put other sizes where sizes and bounds stand as literals, in each combination, until the result fits.
+
+        Numbers of channels become literals if they have changed, and the others only where nothing else fits: what is
+        counted may be tokens, some of them parameters, of which a larger image has more.
+        """
+        return self.try_combinations(node, old, self.as_literal) or self.try_combinations(node, old, self.as_width)
+
+    def try_combinations(self, node: fx.Node, old: fx.Node, write: Callable[[fx.Node], Any]) -> bool:
+        """Try the literals that `write` makes of numbers, and those that stand there."""
         args, kwargs = node.args, node.kwargs
-        plain = fx.node.map_arg(mark_dims(node, args, kwargs), self.as_arithmetic)
+        plain = fx.node.map_arg(mark_dims(node, args, kwargs), lambda n: self.as_arithmetic(n, write))
         literals = list(find_literals(plain))
         alive = self.alive_around(old)
         choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]
@@ -336,20 +345,25 @@ class Mender:
         return [keep for keep in found if not keep.all()]
 
     def as_literal(self, node: fx.Node) -> Any:
+        """A number that is computed from widths alone and has changed, as it was in the larger graph."""
+        width = self.as_width(node)
+        return node if width is node or width == self.env[node] else width
+
+    def as_width(self, node: fx.Node) -> Any:
         """A number that is computed from widths alone, as it was in the larger graph; anything else as it is."""
         old = self.originals.get(node)
         return self.values[old] if old in self.channels.widths else node
 
-    def as_arithmetic(self, node: fx.Node) -> Any:
+    def as_arithmetic(self, node: fx.Node, write: Callable[[fx.Node], Any]) -> Any:
         """Also open what is computed from other numbers and literals: `batch * 12`, `size[:-1] + (96,)`."""
-        literal = self.as_literal(node)
+        literal = write(node)
         if (
             literal is not node
             or node.target not in ARITHMETIC
             or type(self.env.get(node)) not in (int, tuple, torch.Size)
         ):
             return literal
-        return Arithmetic(node, fx.node.map_arg(node.args, self.as_arithmetic))
+        return Arithmetic(node, fx.node.map_arg(node.args, lambda n: self.as_arithmetic(n, write)))
 
     def select(self, node: fx.Node, old: fx.Node) -> bool:
         """Replace a node that only moves elements by a selection from the nearest tensors that have a dense form."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 import time
@@ -127,9 +128,12 @@ def measure(record: Record) -> None:
 
 
 def set_up(case: Case) -> Subject:
-    """Randomise a model, and bring it to double precision where it runs in that and is not too large."""
-    subject = Subject(case)
-    model = subject.model
+    """Randomise a model, and bring it to double precision where it runs in that and is not too large.
+
+    What is measured is a copy that has never run, as a model that its owner has just built has not.
+    """
+    subject, model = Subject(case), case.model
+    subject.model = copy.deepcopy(model)
     if sum(p.numel() for p in model.parameters()) <= LARGE:
         subject.dtype, subject.precision = torch.float64, "double"
         model.double()
@@ -145,6 +149,7 @@ def set_up(case: Case) -> Subject:
     damp_branches(model, subject.inputs(2, subject.size))
     settle(model, subject.inputs(SETTLING, subject.size, seed=2))
     outputs_of(model, subject.inputs(2, subject.size))
+    subject.model.to(subject.dtype).load_state_dict(model.state_dict())
     return subject
 
 
