@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import math
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -82,15 +85,28 @@ class ValueProxy(fx.Proxy):
         return operator.index(self.tracer.guard(self))
 
     def __int__(self) -> int:
-        number = self.item() if isinstance(self._value, Tensor) else self
-        return int(self.tracer.guard(number))
+        return int(self._ask(sys._getframe(1)))
 
     def __float__(self) -> float:
-        number = self.item() if isinstance(self._value, Tensor) else self
-        return float(self.tracer.guard(number))
+        return float(self._ask(sys._getframe(1)))
+
+    def _ask(self, caller: FrameType) -> Any:
+        if isinstance(self._value, Tensor):
+            return self.tracer.guard(self.item())
+        self.tracer.askers.append(caller.f_globals)
+        return self.tracer.guard(self)
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, digits), {})
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
 
     def __str__(self) -> str:
         return str(self._value)
@@ -129,6 +145,62 @@ def answering_for_values() -> Iterator[None]:
         yield
     finally:
         builtins.isinstance, builtins.len = originals
+
+
+class NumberType(type):
+    """What stands for `int` or `float`: a class that leaves what it makes of a size symbolic.
+
+    Where it is called only; code that asks for the type of a number itself gets the number's own.
+    """
+
+    plain: type
+    symbolic: Callable[[Any], Any]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        number = args[0] if len(args) == 1 else None
+        if type(number) is not ValueProxy or type(number._value) not in (int, float) or not number.tracer.recording:
+            return cls.plain(*args, **kwargs)
+        if type(number._value) is cls.plain:
+            return number
+        return number.tracer.create_proxy("call_function", cls.symbolic, (number,), {})
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.plain)
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, cls.plain)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.plain
+
+    def __hash__(cls) -> int:
+        return hash(cls.plain)
+
+
+class SymbolicInt(metaclass=NumberType):
+    """Stands for `int`."""
+
+    plain, symbolic = int, torch.sym_int
+
+
+class SymbolicFloat(metaclass=NumberType):
+    """Stands for `float`."""
+
+    plain, symbolic = float, torch.sym_float
+
+
+@contextmanager
+def symbolic_numbers(modules: list[dict[str, Any]]) -> Iterator[None]:
+    """Let `int(n)` and `float(n)` leave sizes symbolic in the code of modules, given by their globals."""
+    kinds = {"int": SymbolicInt, "float": SymbolicFloat}
+    free = [(code, name) for code in {id(m): m for m in modules}.values() for name in kinds if name not in code]
+    try:
+        for code, name in free:
+            code[name] = kinds[name]
+        yield
+    finally:
+        for code, name in free:
+            del code[name]
 
 
 def _inplace(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,6 +245,8 @@ def unwrap(tree: Any) -> Any:
     """Replace proxies by their values, inside slices too."""
     if type(tree) is ValueProxy:
         return tree._value
+    if type(tree) is NumberType:
+        return tree.plain
     if type(tree) is slice:
         return slice(unwrap(tree.start), unwrap(tree.stop), unwrap(tree.step))
     if type(tree) in (list, tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch._dynamo  # whose tables hold torch's functions, and must not be made while others stand in for them
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch._functorch import apis
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import checkpoint
@@ -56,6 +57,9 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
                 yield owner, name, record_compiled(tracer, function)
     for name in NUMBERS:
         yield torch, name, record_compiled(tracer, getattr(torch, name))
+    for name, function in vars(math).items():
+        if isinstance(function, BuiltinFunctionType):
+            yield math, name, record_arithmetic(tracer, function)
     yield nn.Module, "training", watch_mode(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
@@ -78,6 +82,18 @@ def record_compiled(tracer: Any, function: Callable[..., Any]) -> Callable[..., 
         return function(*args, **kwargs)
 
     return compiled
+
+
+def record_arithmetic(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Record a function of numbers, which would ask for the numbers themselves; of tensors it may ask for them."""
+
+    @functools.wraps(function)
+    def arithmetic(*args: Any) -> Any:
+        if is_recorded(tracer, args, {}) and not any(isinstance(p._value, Tensor) for p in find_proxies(args)):
+            return tracer.create_proxy("call_function", function, args, {})
+        return function(*args)
+
+    return arithmetic
 
 
 def watch_mode(tracer: Any) -> property:

@@ -14,7 +14,7 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -29,10 +29,12 @@ from fxprune.passes.guards import FAILURES, check_failure, check_guard
 from fxprune.passes.objects import holds_proxies, remake
 from fxprune.passes.proxies import (
     LENGTH,
+    NumberType,
     ValueProxy,
     find_proxies,
     is_accessor,
     record_torch_function,
+    symbolic_numbers,
     unwrap,
 )
 from fxprune.passes.source_lines import find_error, find_user_line
@@ -41,6 +43,9 @@ from fxprune.passes.watch import kept_state
 from fxprune.shadow.shapes import ShapeTensor
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+PRECISIONS = {float: torch.float64, int: torch.int64, bool: torch.bool, complex: torch.complex128}
+"""What Python's types of numbers mean to torch, as in `x.to(float)`."""
 
 _READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
 
@@ -66,16 +71,27 @@ def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
 def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True) -> Region:
     """Trace one module of `root` in both modes; the graphs name its parts as `root` does.
 
-    Without `values` only the shapes are computed of what depends on an input: faster, and not always enough.
+    Without `values` only the shapes are computed of what depends on an input: faster, and not always enough. Where
+    code makes plain numbers of sizes, by `int(n)` and `float(n)`, it is traced again with what leaves them symbolic.
     """
+    askers: list[dict[str, Any]] = []
+    region = trace_modes(root, path, inputs, values, askers)
+    if askers:
+        with suppress(TraceError, GuardViolated), symbolic_numbers(askers):
+            return trace_modes(root, path, inputs, values, [])
+    return region
+
+
+def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool, askers: list[dict[str, Any]]) -> Region:
+    """Trace one module in both modes, and note the globals of the code that asks for plain numbers."""
     module = root.get_submodule(path)
     modes = {part: part.training for part in module.modules()}
     try:
         earlier: dict[str, tuple[fx.Node, Any]] = {}
         given = inputs if values else tree_map_only(Tensor, lambda t: ShapeTensor(t, t.device), inputs)
-        train, asks_mode = trace_mode(module.train(True), given, earlier)
+        train, asks_mode = trace_mode(module.train(True), given, earlier, askers)
         differ = asks_mode or any(changes_with_mode(part) for part in modes)
-        evaluated = trace_mode(module.train(False), given, earlier)[0] if differ else train
+        evaluated = trace_mode(module.train(False), given, earlier, askers)[0] if differ else train
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -109,12 +125,15 @@ def copy_model(model: nn.Module, share_weights: bool = False) -> nn.Module:
         ) from error
 
 
-def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]]) -> tuple[fx.Graph, bool]:
+def trace_mode(
+    root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]], askers: list[dict[str, Any]]
+) -> tuple[fx.Graph, bool]:
     """Trace the mode that `root` is in, and tell whether its code asks which one that is.
 
     Buffers that the forward pass changes are put back.
 
-    `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
+    `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one; `askers` gets
+    the globals of code, other than torch's, that asks for plain numbers.
     """
     tracer = ValueTracer(inputs, earlier)
     try:
@@ -137,6 +156,7 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
         node.meta["writes"] = bool(inplace) and not node.users
+    askers += [code for code in tracer.askers if not str(code.get("__name__")).startswith("torch.")]
     asks_mode = tracer.asks_mode
     vars(tracer).clear()  # it lies in circles, which would hold the weights until Python looks for circles
     tracer.recording = False  # what stands in for functions asks
@@ -178,6 +198,7 @@ class ValueTracer(fx.Tracer):
         self.same: set[fx.Node] = set()  # nodes that the other mode has, too
         self.guarded: set[fx.Node] = set()
         self.recording = False
+        self.askers: list[dict[str, Any]] = []  # the globals of code that asks for plain numbers
         self.asks_mode = False  # whether the code that is traced reads `self.training`
         self.failed = False  # whether an op did
         self.failures: list[str] = []  # lines of ops that failed, for which the graph has no check
@@ -368,6 +389,8 @@ class ValueTracer(fx.Tracer):
         kind = type(a)  # not isinstance: a proxy answers as its value does
         if kind is ValueProxy:
             return a.node
+        if kind in (type, NumberType) and a in PRECISIONS:
+            return PRECISIONS[a]
         if kind in (tuple, list):
             return kind(self.create_arg(x) for x in a)
         if kind is dict:

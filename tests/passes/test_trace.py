@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import copy
+import math
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import pytest
@@ -87,6 +89,13 @@ BODIES: dict[str, Callable[..., Any]] = {
     "unpacked": lambda self, x: (lambda b, c, h, w: x.view(b, c, h * w).permute(0, 2, 1).reshape(b * h, w, c))(
         *x.shape
     ),
+    "half": lambda self, x: F.interpolate(x, size=(int(x.shape[2] * 0.5), int(float(x.shape[3]) / 3))),
+    "multiples": lambda self, x: F.pad(x, (0, math.ceil(x.shape[3] / 7) * 7 - x.shape[3], 0, ceil(x.shape[2] / 5))),
+    "square": lambda self, x: x.flatten(2).unflatten(2, (int(math.sqrt(x.shape[2] * x.shape[3])), -1)),
+    "divided": lambda self, x: x[:, :, divmod(x.shape[2], 5)[1] :, : math.trunc(x.shape[3] / 2)],
+    "centred": lambda self, x: x + (torch.arange(0.5, x.shape[2]) / float(x.shape[2]))[:, None],
+    "types": lambda self, x: x * torch.ones(int(x.shape[3] / 3), 1, 1, 1, 1, dtype=float).to(float).sum(0),
+    "asked": lambda self, x: x[..., : int(x.shape[3] / 2)] if isinstance(int(x.shape[3] / 2), int) else x,
     "interpolate": lambda self, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]) + x,
     "zeros": lambda self, x: torch.zeros(x.shape[0], 4, device=x.device, dtype=x.dtype) + x.mean((2, 3)),
     "full": lambda self, x: torch.full((x.size(0), 4), 0.5, device=x.device) + x.mean((2, 3)),
