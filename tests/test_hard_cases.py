@@ -342,8 +342,10 @@ class Registers(nn.Module):
         return self.head((x + self.out(mixed.reshape(batch, count, width))).mean(1))
 
 
-def test_tokens_that_are_parameters_stay_tokens() -> None:
-    prepared = fxprune.prepare(Registers(), torch.randn(2, 3, 16, 16), target=fxprune.Sparsity(0.5))
+@pytest.mark.parametrize("exclude", [[], ["embed"]], ids=["all", "heads"])
+def test_tokens_that_are_parameters_stay_tokens(exclude: list[str]) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    prepared = fxprune.prepare(Registers(), x, target=fxprune.Sparsity(0.5), exclude=exclude)
     fxprune.prune(prepared)
     compact = fxprune.convert(prepared)
     assert compact.qkv.out_features < 96

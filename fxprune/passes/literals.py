@@ -17,6 +17,12 @@ class Dim(int):
     """A number that says which dimension is meant: it is no size, and no literal that another could replace."""
 
 
+class Width(int):
+    """A number of channels, as it was in the larger graph, and the node that counts them."""
+
+    node: fx.Node
+
+
 class Arithmetic(NamedTuple):
     """A number that a node computes, with what it computes it from."""
 
@@ -53,7 +59,7 @@ def mark(tree: Any) -> Any:
 
 def find_literals(tree: Any) -> Iterator[int]:
     """Go through the whole numbers among arguments, in order, inside slices too."""
-    if type(tree) is int:
+    if type(tree) in (int, Width):
         yield tree
     elif isinstance(tree, slice):
         yield from find_literals((tree.start, tree.stop, tree.step))
@@ -64,9 +70,9 @@ def find_literals(tree: Any) -> Iterator[int]:
             yield from find_literals(leaf)
 
 
-def replace_literals(tree: Any, numbers: Iterator[int]) -> Any:
-    """Put other whole numbers in the order of `find_literals`."""
-    if type(tree) is int:
+def replace_literals(tree: Any, numbers: Iterator[int | fx.Node]) -> Any:
+    """Put other whole numbers, or nodes that give them, in the order of `find_literals`."""
+    if type(tree) in (int, Width):
         return next(numbers)
     if isinstance(tree, slice):
         return slice(*(replace_literals(part, numbers) for part in (tree.start, tree.stop, tree.step)))

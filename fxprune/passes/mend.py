@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
 from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.guards import check_guard
-from fxprune.passes.literals import Arithmetic, find_literals, mark_dims, replace_literals
+from fxprune.passes.literals import Arithmetic, Width, find_literals, mark_dims, replace_literals
 from fxprune.passes.moved_elements import find_selection, is_table, number, step
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
@@ -276,21 +275,17 @@ class Mender:
         return torch.unique(self.channels.units[torch.cat(ids)]) if ids else torch.zeros(0, dtype=torch.int64)
 
     def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
-        """Put other sizes where sizes and bounds stand as literals, in each combination, until the result fits.
+        """Put other sizes where sizes, bounds and numbers of channels stand, in each combination, until one fits.
 
-        Numbers of channels become literals if they have changed, and the others only where nothing else fits: what is
-        counted may be tokens, some of them parameters, of which a larger image has more.
+        A number of channels that has not changed is counted as before where that fits: these may be tokens, some of
+        them parameters, of which a larger image has more.
         """
-        return self.try_combinations(node, old, self.as_literal) or self.try_combinations(node, old, self.as_width)
-
-    def try_combinations(self, node: fx.Node, old: fx.Node, write: Callable[[fx.Node], Any]) -> bool:
-        """Try the literals that `write` makes of numbers, and those that stand there."""
         args, kwargs = node.args, node.kwargs
-        plain = fx.node.map_arg(mark_dims(node, args, kwargs), lambda n: self.as_arithmetic(n, write))
+        plain = fx.node.map_arg(mark_dims(node, args, kwargs), self.as_arithmetic)
         literals = list(find_literals(plain))
         alive = self.alive_around(old)
-        choices = [[v, *sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v})] for v in literals]
-        trials = itertools.product(*choices)
+        others = [sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v}) for v in literals]
+        trials = itertools.product(*([self.as_counted(v), *more] for v, more in zip(literals, others, strict=True)))
         if plain == (args, kwargs):
             next(trials)  # as they are, which has been tried
         for choice in itertools.islice(trials, MOST_TRIALS):
@@ -346,24 +341,30 @@ class Mender:
 
     def as_literal(self, node: fx.Node) -> Any:
         """A number that is computed from widths alone and has changed, as it was in the larger graph."""
-        width = self.as_width(node)
-        return node if width is node or width == self.env[node] else width
-
-    def as_width(self, node: fx.Node) -> Any:
-        """A number that is computed from widths alone, as it was in the larger graph; anything else as it is."""
         old = self.originals.get(node)
-        return self.values[old] if old in self.channels.widths else node
+        if old is None or old not in self.channels.widths or self.env[node] == self.values[old]:
+            return node
+        return self.values[old]
 
-    def as_arithmetic(self, node: fx.Node, write: Callable[[fx.Node], Any]) -> Any:
+    def as_arithmetic(self, node: fx.Node) -> Any:
         """Also open what is computed from other numbers and literals: `batch * 12`, `size[:-1] + (96,)`."""
-        literal = write(node)
+        old = self.originals.get(node)
+        if old is not None and old in self.channels.widths and type(self.values[old]) is int:
+            width = Width(self.values[old])
+            width.node = node
+            return width
+        literal = self.as_literal(node)
         if (
             literal is not node
             or node.target not in ARITHMETIC
             or type(self.env.get(node)) not in (int, tuple, torch.Size)
         ):
             return literal
-        return Arithmetic(node, fx.node.map_arg(node.args, lambda n: self.as_arithmetic(n, write)))
+        return Arithmetic(node, fx.node.map_arg(node.args, self.as_arithmetic))
+
+    def as_counted(self, literal: int) -> int | fx.Node:
+        """The node that counts channels, where their number is what it was; else the number."""
+        return literal.node if isinstance(literal, Width) and self.env[literal.node] == literal else int(literal)
 
     def select(self, node: fx.Node, old: fx.Node) -> bool:
         """Replace a node that only moves elements by a selection from the nearest tensors that have a dense form."""
