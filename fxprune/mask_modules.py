@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from fxprune.bits import pack, unpack
 from fxprune.methods.base import Method
 from fxprune.sharding import gather, refuse_piece
 
@@ -21,9 +22,9 @@ class WeightMask(nn.Module):
     `rows` is the dimension of the weight's output channels. Closed weights are exact zeros.
 
     Buffers: `threshold` (0-dim, this layer's tau; at 0 or less the weight passes unchanged); for methods that rescale
-    `factor` (c, the size of the weight along `rows` and 1 elsewhere); for those that remember `kept` (bool, of the
-    gates' shape), which is the gate then. Methods that learn have the parameter `variable`, at least float32, and say
-    what q is; the buffer `progress` tells them which share of the training is over.
+    `factor` (c, the size of the weight along `rows` and 1 elsewhere); for those that remember `kept` (the gates as
+    bits, row by row: see `pack`), which is the gate then. Methods that learn have the parameter `variable`, at least
+    float32, and say what q is; the buffer `progress` tells them which share of the training is over.
     """
 
     threshold: Tensor
@@ -50,8 +51,9 @@ class WeightMask(nn.Module):
         sizes = [size if dim == rows else 1 for dim, size in enumerate(weight.shape)]
         self.register_buffer("factor", torch.ones(sizes, dtype=dtype, device=device) if method.rescales else None)
         gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
-        kept = torch.ones(gates, dtype=torch.bool, device=device) if method.remembers else None
+        kept = pack(torch.ones(gates, dtype=torch.bool, device=device)) if method.remembers else None
         self.register_buffer("kept", kept)
+        self.gates = tuple(gates)
         inside = torch.ones(gates, dtype=dtype, device=device) if rectangles else None
         self.register_buffer("inside", inside)
         self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
@@ -67,7 +69,9 @@ class WeightMask(nn.Module):
         masked = self._mask(weight)
         if self.closed_gradient == 1:
             return straight_through(weight, masked)
-        if self.kept is not None or self.shared:
+        if self.kept is not None:
+            return straight_through(weight, masked, self.kept, self.closed_gradient, packed=self.gates[1:])
+        if self.shared:
             return straight_through(weight, masked, self._is_open(weight), self.closed_gradient)
         return straight_through(weight, masked, theta=self.closed_gradient, threshold=self.threshold)
 
@@ -79,7 +83,7 @@ class WeightMask(nn.Module):
         values = self._reduce(weight, self.inside)
         if self.kept is None:
             return values
-        return _as_numbers(self.kept, values.dtype).mul_(values)  # what was closed comes first
+        return _as_numbers(self.kept, values.dtype, self.gates[1:]).mul_(values)  # what was closed comes first
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, threshold: Tensor) -> None:
@@ -88,7 +92,7 @@ class WeightMask(nn.Module):
         if self.kept is not None:
             values = self._reduce(weight, self.inside)
             for block in _cut(values) or [slice(None)]:
-                self.kept[block] &= self._exceeds(values[block])
+                self.kept[block] &= pack(self._exceeds(values[block]))
         if self.factor is None:
             return
         magnitude = weight.abs().to(self.threshold.dtype)
@@ -106,7 +110,7 @@ class WeightMask(nn.Module):
         """Give the magnitudes of stripes one by one, [filters, *kernel]."""
         source = weight if self.variable is None else self.variable
         values = source.detach().to(self.threshold.dtype).square()
-        return (values if self.kept is None else values * self.kept).mean(self.shared).sqrt()
+        return (values if self.kept is None else values * unpack(self.kept, self.gates[1:])).mean(self.shared).sqrt()
 
     @torch.no_grad()
     def take_rectangles(self, magnitudes: Tensor) -> None:
@@ -128,7 +132,7 @@ class WeightMask(nn.Module):
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:
         if self.kept is not None:
-            return self.kept
+            return unpack(self.kept, self.gates[1:]).bool()
         return self._exceeds(self._reduce(weight, self.inside))
 
     def _exceeds(self, values: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ class WeightMask(nn.Module):
         if kept is None:
             gate = self.method.gate(self._reduce(weight, inside).abs().to(self.threshold.dtype), self.threshold)
         else:
-            gate = _as_numbers(kept, weight.dtype)
+            gate = _as_numbers(kept, weight.dtype, self.gates[1:])
         return torch.mul(gate if factor is None else gate.mul_(factor), weight, out=out)
 
 
@@ -212,28 +216,30 @@ class Alive(nn.Module):
 
 
 def straight_through(
-    weight: Tensor, masked: Tensor, gates: Tensor | None = None, theta: float = 1.0, threshold: Tensor | None = None
-) -> Tensor:
+    weight: Tensor, masked: Tensor, gates: Tensor | None = None, theta: float = 1.0, threshold: Tensor | None = None,
+    packed: tuple[int, ...] | None = None,
+) -> Tensor:  # fmt: skip
     """Give `masked` in the forward; in the backward hand its gradient to `weight`, times theta where gates are 0.
 
-    `gates` broadcast to the weight. Where a `threshold` is given instead, `masked` stands for them, which the op that
-    uses it saves anyway: it is 0 where they are, or where a weight is, which no threshold above 0 leaves open. With
-    neither, the whole gradient passes, and nothing is saved.
+    `gates` broadcast to the weight; where they are bits, `packed` is the shape of a row of them. Where a `threshold` is
+    given instead, `masked` stands for them, which the op that uses it saves anyway: it is 0 where they are, or where a
+    weight is, which no threshold above 0 leaves open. With neither, the whole gradient passes, and nothing is saved.
     """
-    result: Tensor = _StraightThrough.apply(weight, masked, gates, theta, threshold)
+    result: Tensor = _StraightThrough.apply(weight, masked, gates, theta, threshold, packed)
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(
-        weight: Tensor, masked: Tensor, gates: Tensor | None, theta: float, threshold: Tensor | None
+        weight: Tensor, masked: Tensor, gates: Tensor | None, theta: float, threshold: Tensor | None,
+        packed: tuple[int, ...] | None,
     ) -> Tensor:  # fmt: skip
         return masked.view_as(masked)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, masked, gates, ctx.theta, threshold = inputs  # type: ignore[attr-defined]
+        _, masked, gates, ctx.theta, threshold, ctx.packed = inputs  # type: ignore[attr-defined]
         ctx.save_for_backward(gates if threshold is None else masked, threshold)
 
     @staticmethod
@@ -242,18 +248,19 @@ class _StraightThrough(torch.autograd.Function):
         if gates is not None:
             theta: float = ctx.theta  # type: ignore[attr-defined]
             least = theta if threshold is None else torch.where(threshold > 0, theta, 1.0)
-            gradient = _scale_gradient(gradient, gates, least)
-        return gradient.view_as(gradient), None, None, None, None  # a view becomes weight.grad without a copy
+            packed: tuple[int, ...] | None = ctx.packed  # type: ignore[attr-defined]
+            gradient = _scale_gradient(gradient, gates, least, packed)
+        return gradient.view_as(gradient), None, None, None, None, None  # a view becomes weight.grad without a copy
 
 
-def _scale_gradient(gradient: Tensor, gates: Tensor, least: float | Tensor) -> Tensor:
+def _scale_gradient(gradient: Tensor, gates: Tensor, least: float | Tensor, packed: tuple[int, ...] | None) -> Tensor:
     """Give the gradient times 1 where gates are open, and times `least` where they are closed."""
     blocks = _cut(gradient)
     if not blocks:
-        return gradient * _as_numbers(gates, gradient.dtype).clamp(min=least)
+        return gradient * _as_numbers(gates, gradient.dtype, packed).clamp(min=least)
     scaled = torch.empty_like(gradient)
     for block in blocks:
-        shares = _as_numbers(_take(gates, block), gradient.dtype).clamp_(min=least)
+        shares = _as_numbers(_take(gates, block), gradient.dtype, packed).clamp_(min=least)
         torch.mul(gradient[block], shares, out=scaled[block])
     return scaled
 
@@ -275,8 +282,13 @@ def _take(values: Tensor, block: slice) -> Tensor:
     return values if values.shape[0] == 1 else values[block]
 
 
-def _as_numbers(gates: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give a new tensor, 1 where gates are open and 0 where they are closed; many times as fast as by way of bool."""
+def _as_numbers(gates: Tensor, dtype: torch.dtype, packed: tuple[int, ...] | None = None) -> Tensor:
+    """Give a new tensor, 1 where gates are open and 0 where they are closed; many times as fast as by way of bool.
+
+    Where gates are bits, `packed` is the shape of a row.
+    """
+    if packed is not None:
+        return unpack(gates, packed).to(dtype)
     if gates.dtype == torch.bool:
         return gates.view(torch.uint8).to(dtype)
     return gates.detach().clone().ne_(0).to(dtype)

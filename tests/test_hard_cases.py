@@ -351,3 +351,27 @@ def test_tokens_that_are_parameters_stay_tokens(exclude: list[str]) -> None:
     assert compact.qkv.out_features < 96
     larger = torch.randn(3, 3, 32, 24)
     torch.testing.assert_close(compact.eval()(larger), prepared.eval()(larger))
+
+
+class Largest(nn.Module):
+    """The largest of a sequence so far, from a number that is smaller than all, as RWKV keeps one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        state = torch.zeros_like(x[:, 0]) - 1e38
+        for step in range(3):
+            state = torch.maximum(state - 1.0, x[:, step])
+        return self.last(state)
+
+
+def test_a_state_that_starts_as_one_number_is_converted() -> None:
+    x = torch.randn(2, 3, 8)
+    prepared = fxprune.prepare(Largest(), x, target=fxprune.Sparsity(0.5))
+    fxprune.prune(prepared)
+    compact = fxprune.convert(prepared)
+    assert compact.first.out_features == 8
+    torch.testing.assert_close(compact.eval()(x), prepared.eval()(x))

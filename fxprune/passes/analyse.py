@@ -276,7 +276,9 @@ class ShadowRun:
         counted = [ids for n in node.all_input_nodes for ids in self.counted.get(n, ())]
         name = getattr(node.target, "__name__", node.target)
         if name in ("numel", "nelement"):
-            counted += [t for n in node.all_input_nodes for t in results[n].ids]
+            sizes = [n for n in node.all_input_nodes if not isinstance(results[n], Shadow)]  # of a shape
+            counted += [t for n in node.all_input_nodes if n not in sizes for t in results[n].ids]
+            counted += [t for n in sizes for ids in ids_counted(n, results) for t in ids]
         elif node in self.widths and not counted:
             source = node.args[0]
             tensor = results[source.args[0] if node.target is operator.getitem else source]  # type: ignore[union-attr,index]
@@ -295,8 +297,9 @@ class ShadowRun:
     def is_width(self, node: fx.Node, results: dict[fx.Node, Any]) -> bool:
         """Whether a number is a tensor's number of channels, or computed from such numbers only."""
         source = node.args[0] if node.args else None
-        if node.target in ("numel", "nelement", torch.numel) and isinstance(source, fx.Node):
-            return all(self.counts_channels(results[source], d) for d in range(len(results[source].shape)))
+        tensor = results[source] if isinstance(source, fx.Node) else None
+        if node.target in ("numel", "nelement", torch.numel) and isinstance(tensor, Shadow):
+            return all(self.counts_channels(tensor, d) for d in range(len(tensor.shape)))
         measured = find_measured(node, results)
         if measured is not None:
             return measured in self.fixed or self.counts_channels(results[measured[0]], measured[1])

@@ -21,8 +21,8 @@ def check_guard(actual: Any, expected: Any, where: str) -> None:
         way = "which takes another way through the model's code; call prepare with example_inputs of this kind"
         if not isinstance(expected, bool):
             way = (
-                "and the code asks for the plain number, as range(n) and a list's index do, so that the graph holds "
-                "for one size only; compute sizes of x.shape[i] by arithmetic, loop by torch functions, or call "
+                "and the code asks for the plain number, as range(n), a list's index and a text do, so that the graph "
+                "holds for one size only; compute sizes of x.shape[i] by arithmetic, loop by torch functions, or call "
                 "prepare with example_inputs of this size"
             )
         raise GuardViolated(

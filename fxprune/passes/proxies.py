@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 import operator
 import sys
@@ -79,7 +80,9 @@ class ValueProxy(fx.Proxy):
         return [(key, self[key]) for key in self._guarded_keys()]
 
     def __bool__(self) -> bool:
-        return bool(self.tracer.guard(self))
+        is_number = type(self._value) in (int, float)
+        asked = operator.ne(self, 0) if is_number else self  # the truth of a number, not the number
+        return bool(self.tracer.guard(asked))
 
     def __index__(self) -> int:
         return operator.index(self.tracer.guard(self))
@@ -109,10 +112,19 @@ class ValueProxy(fx.Proxy):
         return self // other, self % other
 
     def __str__(self) -> str:
-        return str(self._value)
+        return self._write(str(self._value), sys._getframe(1))
+
+    def __repr__(self) -> str:
+        return self._write(repr(self._value), sys._getframe(1))
 
     def __format__(self, spec: str) -> str:
-        return format(self._value, spec)
+        return self._write(format(self._value, spec), sys._getframe(1))
+
+    def _write(self, text: str, writer: FrameType) -> str:
+        is_size = type(self._value) in (int, float, tuple, torch.Size)
+        if is_size and writer.f_globals.get("__name__") not in ("logging", "warnings"):
+            self.tracer.guard_text(self, text)
+        return text
 
     def __hash__(self) -> int:
         return id(self)
@@ -129,9 +141,10 @@ class ValueProxy(fx.Proxy):
 def answering_for_values() -> Iterator[None]:
     """Let `isinstance(x, torch.Tensor)` answer for a proxy as it will at run time, and `len(x)` stay symbolic.
 
-    In Python code alone: torch's own, compiled checks must not take a proxy for what it stands for.
+    So do `max` and `min` of sizes, and `callable(x)` answers for the value. In Python code alone: torch's own, compiled
+    checks must not take a proxy for what it stands for.
     """
-    originals = builtins.isinstance, builtins.len
+    originals = builtins.isinstance, builtins.len, builtins.callable, builtins.max, builtins.min
 
     def check(value: Any, kinds: Any) -> bool:
         return originals[0](value, kinds) or (type(value) is ValueProxy and originals[0](value._value, kinds))
@@ -140,11 +153,27 @@ def answering_for_values() -> Iterator[None]:
         is_tensor = type(value) is ValueProxy and originals[0](value._value, Tensor)
         return value.shape[0] if is_tensor else originals[1](value)
 
+    def can_call(value: Any) -> bool:
+        return originals[2](value._value if type(value) is ValueProxy else value)
+
+    def pick(function: Callable[..., Any], symbolic: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+        def choose(*args: Any, **kwargs: Any) -> Any:
+            sizes = [each for each in args if type(each) is ValueProxy]
+            if len(args) < 2 or not sizes or kwargs or {type(unwrap(each)) for each in args} not in ({int}, {float}):
+                return function(*args, **kwargs)
+            return functools.reduce(
+                lambda a, b: sizes[0].tracer.create_proxy("call_function", symbolic, (a, b), {}), args
+            )
+
+        return choose
+
     try:
         builtins.isinstance, builtins.len = check, measure
+        builtins.callable = can_call  # type: ignore[assignment]
+        builtins.max, builtins.min = pick(originals[3], torch.sym_max), pick(originals[4], torch.sym_min)
         yield
     finally:
-        builtins.isinstance, builtins.len = originals
+        builtins.isinstance, builtins.len, builtins.callable, builtins.max, builtins.min = originals
 
 
 class NumberType(type):

@@ -114,6 +114,7 @@ class Surgery:
         node = self.copies[old]
         values = self.channels.values[self.before.index(old.graph)]
         layout = values[old].layout
+        value = value.reshape([1] * (len(values[old].shape) - value.dim()) + list(value.shape))
         if layout is not None and not layout.is_floating_point():
             value = value.to(layout.dtype)
         ids = tuple(t for t in values[old].ids if all(value.size(d) == t.size(d) for d in varying(t)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
+import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType
@@ -23,6 +26,10 @@ from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxie
 NAMESPACES = (torch, F, torch.fft, torch.linalg)
 NUMBERS = ("finfo", "iinfo")
 """Where compiled functions are called: torch reads numbers among their arguments before any mode hears of the call."""
+
+LOUD = ("debug", "info", "warning", "error", "critical", "exception", "log")
+SPEAKERS: list[tuple[Any, str]] = [(logging.Logger, name) for name in LOUD] + [(warnings, "warn"), (builtins, "print")]
+"""What tells people something, on which nothing that is computed depends."""
 
 MAKE_AUTOCAST: Any = torch.autocast.__init__
 
@@ -60,6 +67,8 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
     for name, function in vars(math).items():
         if isinstance(function, BuiltinFunctionType):
             yield math, name, record_arithmetic(tracer, function)
+    for owner, name in SPEAKERS:
+        yield owner, name, forgive_texts(tracer, getattr(owner, name))
     yield nn.Module, "training", watch_mode(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
@@ -94,6 +103,20 @@ def record_arithmetic(tracer: Any, function: Callable[..., Any]) -> Callable[...
         return function(*args)
 
     return arithmetic
+
+
+def forgive_texts(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what is said, to whoever looks on, name any size."""
+
+    @functools.wraps(function)
+    def say(*args: Any, **kwargs: Any) -> Any:
+        if tracer.recording:
+            for each in args:
+                tracer.forgive(each)
+            args = unwrap(args)
+        return function(*args, **kwargs)
+
+    return say
 
 
 def watch_mode(tracer: Any) -> property:

@@ -198,6 +198,7 @@ class ValueTracer(fx.Tracer):
         self.same: set[fx.Node] = set()  # nodes that the other mode has, too
         self.guarded: set[fx.Node] = set()
         self.recording = False
+        self.texts: list[tuple[str, fx.Node]] = []  # what the code made of sizes, and the guards
         self.askers: list[dict[str, Any]] = []  # the globals of code that asks for plain numbers
         self.asks_mode = False  # whether the code that is traced reads `self.training`
         self.failed = False  # whether an op did
@@ -259,6 +260,8 @@ class ValueTracer(fx.Tracer):
         """Record a node, run it on the example values, and return a proxy of the result (None stays None)."""
         if not self.recording and self.opaque is not None:
             raise self.hidden("a value that is computed outside of it")
+        if target is torch._assert:
+            self.forgive((*args, *kwargs.values())[-1])
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["where"] = find_user_line()
         if kind == "call_module":
@@ -425,10 +428,26 @@ class ValueTracer(fx.Tracer):
             )
         if proxy.node not in self.guarded:
             self.guarded.add(proxy.node)
-            where = find_user_line()
-            node = self.create_node("call_function", check_guard, (proxy.node, value, where), {})
-            node.meta["where"] = where
+            self.create_guard(proxy)
         return value
+
+    def create_guard(self, proxy: ValueProxy) -> fx.Node:
+        where = find_user_line()
+        node = self.create_node("call_function", check_guard, (proxy.node, proxy._value, where), {})
+        node.meta["where"] = where
+        return node
+
+    def guard_text(self, proxy: ValueProxy, text: str) -> None:
+        """Note that the code makes a text of a size, which may be the name of a table, or a message."""
+        if self.recording and proxy.node not in self.guarded:
+            self.texts.append((text, self.create_guard(proxy)))
+
+    def forgive(self, message: Any) -> None:
+        """Let sizes be any that the code has written into a message, on which nothing depends."""
+        said = [each for each in self.texts if isinstance(message, str) and each[0] in message]
+        for each in said:
+            self.texts.remove(each)
+            self.graph.erase_node(each[1])
 
 
 class TraceMode(TorchFunctionMode):

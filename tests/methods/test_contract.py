@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.bits import unpack
 from fxprune.errors import FxpruneError, OptimizerError, TargetError
 from fxprune.mask_modules import WeightMask
 from fxprune.masks import GRANULARITIES, Granularity
@@ -202,7 +203,8 @@ def test_what_was_closed_stays_closed(method: Method, granularity: Granularity) 
 
 def open_gates(prepared: PreparedModel) -> Tensor:
     masks = prepared.fxprune
-    kept = [mask.kept.flatten() for mask in masks.weight_masks.values() if isinstance(mask, WeightMask)]
+    remembering = [mask for mask in masks.weight_masks.values() if isinstance(mask, WeightMask)]
+    kept = [unpack(mask.kept, mask.gates[1:]).bool().flatten() for mask in remembering]
     return torch.cat([*kept, masks.gates != 0])
 
 

@@ -1,0 +1,21 @@
+"""Are gates as bits the gates that they were made of?"""
+
+import pytest
+import torch
+
+from fxprune.bits import pack, unpack
+
+
+@pytest.mark.parametrize("sizes", [(3, 16), (5, 7), (4, 1, 3, 3), (2, 9, 1, 1), (1, 8), (6, 1)])
+def test_gates_come_back(sizes: tuple[int, ...]) -> None:
+    gates = torch.rand(sizes) < 0.5
+    bits = pack(gates)
+    assert bits.dtype == torch.uint8
+    assert bits.shape == (sizes[0], -(-gates[0].numel() // 8))
+    assert torch.equal(unpack(bits, sizes[1:]).bool(), gates)
+    assert torch.equal(unpack(bits[1:], sizes[1:]).bool(), gates[1:])
+
+
+def test_bits_are_closed_as_gates_are() -> None:
+    first, second = torch.rand(4, 21) < 0.5, torch.rand(4, 21) < 0.5
+    assert torch.equal(unpack(pack(first) & pack(second), (21,)).bool(), first & second)
