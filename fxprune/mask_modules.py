@@ -53,7 +53,7 @@ class WeightMask(nn.Module):
         gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
         kept = pack(torch.ones(gates, dtype=torch.bool, device=device)) if method.remembers else None
         self.register_buffer("kept", kept)
-        self.gates = tuple(gates)
+        self.gate_sizes = tuple(gates)
         inside = torch.ones(gates, dtype=dtype, device=device) if rectangles else None
         self.register_buffer("inside", inside)
         self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
@@ -70,7 +70,7 @@ class WeightMask(nn.Module):
         if self.closed_gradient == 1:
             return straight_through(weight, masked)
         if self.kept is not None:
-            return straight_through(weight, masked, self.kept, self.closed_gradient, packed=self.gates[1:])
+            return straight_through(weight, masked, self.kept, self.closed_gradient, packed=self.gate_sizes[1:])
         if self.shared:
             return straight_through(weight, masked, self._is_open(weight), self.closed_gradient)
         return straight_through(weight, masked, theta=self.closed_gradient, threshold=self.threshold)
@@ -83,7 +83,7 @@ class WeightMask(nn.Module):
         values = self._reduce(weight, self.inside)
         if self.kept is None:
             return values
-        return _as_numbers(self.kept, values.dtype, self.gates[1:]).mul_(values)  # what was closed comes first
+        return _as_numbers(self.kept, values.dtype, self.gate_sizes[1:]).mul_(values)  # what was closed comes first
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, threshold: Tensor) -> None:
@@ -110,7 +110,9 @@ class WeightMask(nn.Module):
         """Give the magnitudes of stripes one by one, [filters, *kernel]."""
         source = weight if self.variable is None else self.variable
         values = source.detach().to(self.threshold.dtype).square()
-        return (values if self.kept is None else values * unpack(self.kept, self.gates[1:])).mean(self.shared).sqrt()
+        return (
+            (values if self.kept is None else values * unpack(self.kept, self.gate_sizes[1:])).mean(self.shared).sqrt()
+        )
 
     @torch.no_grad()
     def take_rectangles(self, magnitudes: Tensor) -> None:
@@ -132,7 +134,7 @@ class WeightMask(nn.Module):
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:
         if self.kept is not None:
-            return unpack(self.kept, self.gates[1:]).bool()
+            return unpack(self.kept, self.gate_sizes[1:]).bool()
         return self._exceeds(self._reduce(weight, self.inside))
 
     def _exceeds(self, values: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class WeightMask(nn.Module):
         if kept is None:
             gate = self.method.gate(self._reduce(weight, inside).abs().to(self.threshold.dtype), self.threshold)
         else:
-            gate = _as_numbers(kept, weight.dtype, self.gates[1:])
+            gate = _as_numbers(kept, weight.dtype, self.gate_sizes[1:])
         return torch.mul(gate if factor is None else gate.mul_(factor), weight, out=out)
 
 

@@ -204,7 +204,7 @@ def test_what_was_closed_stays_closed(method: Method, granularity: Granularity) 
 def open_gates(prepared: PreparedModel) -> Tensor:
     masks = prepared.fxprune
     remembering = [mask for mask in masks.weight_masks.values() if isinstance(mask, WeightMask)]
-    kept = [unpack(mask.kept, mask.gates[1:]).bool().flatten() for mask in remembering]
+    kept = [unpack(mask.kept, mask.gate_sizes[1:]).bool().flatten() for mask in remembering]
     return torch.cat([*kept, masks.gates != 0])
 
 
