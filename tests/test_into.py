@@ -49,6 +49,23 @@ class Transformer(nn.Module):
         return self.head(self.forward_features(x)).mean(1)
 
 
+class Sized(nn.Module):
+    """Attention that reshapes to a tuple of sizes and an attribute, as models of transformers do (YOLOS, DPT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.width = 4, 8, 32
+        self.stem, self.head = nn.Linear(10, 32), nn.Linear(32, 5)
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        shape = (*x.shape[:-1], self.heads, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
+        return self.head(x + self.out(mixed.reshape(mixed.size()[:-2] + (self.width,))))  # noqa: RUF005
+
+
 class Split(nn.Module):
     """Sizes in a tuple, from which the code splits."""
 
@@ -276,3 +293,15 @@ def test_language_models_keep_generate() -> None:
     for length in range(7, written.size(1)):
         logits = compact(input_ids=written[:, :length])["logits"]
         assert torch.equal(logits[:, -1].argmax(-1), written[:, length])
+
+
+def test_a_number_that_is_added_to_a_size_is_followed() -> None:
+    model, x = Sized(), torch.randn(2, 6, 10)
+    randomise(model)
+    prepared = fxprune.prepare(model, x, exclude=["stem", "head"])  # heads alone
+    close_units(prepared, 0.5, 2)
+    small = fxprune.convert(prepared, into=model)
+    assert (small.heads, small.width) == (small.q.out_features // 8, small.q.out_features)
+    assert 0 < small.heads < 4
+    longer = torch.randn(3, 9, 10)
+    torch.testing.assert_close(small.eval()(longer), prepared.eval()(longer))

@@ -19,6 +19,7 @@ from fxprune.errors import IntoError
 from fxprune.layer_functions import find_layer
 from fxprune.model import Graphs, Inputs, Step, TracedModel, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.check_exact import DOUBLE, SINGLE, compare, entries, run_nodes
+from fxprune.passes.mend import ARITHMETIC
 from fxprune.passes.replay import check_structure
 from fxprune.passes.source_lines import find_error
 from fxprune.passes.trace import copy_model, trace_region
@@ -148,6 +149,9 @@ def compare_arguments(node: fx.Node, before: Any, after: Any) -> Iterator[Litera
     elif isinstance(before, dict) and isinstance(after, dict):
         for key in before.keys() & after.keys():
             yield from compare_arguments(node, before[key], after[key])
+    elif isinstance(before, fx.Node) and isinstance(after, fx.Node):
+        if before.target in ARITHMETIC and before.target is after.target and before.name != after.name:
+            yield from compare_arguments(node, before.args, after.args)  # computed anew, of other numbers
     elif isinstance(before, (tuple, list)) and isinstance(after, (tuple, list)):
         for old, new in zip(before, after, strict=False):
             yield from compare_arguments(node, old, new)
