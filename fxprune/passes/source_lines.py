@@ -1,19 +1,19 @@
-"""Where in the user's own code something happened: file, line and function, torch's and our files passed over."""
+"""Where in the user's own code something happened: file, line and function; torch's, numpy's and ours passed over."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from types import FrameType
 
-import torch
-
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_LIBRARIES = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, _OURS)
+_OTHERS = [spec.origin for spec in map(find_spec, ("torch", "numpy")) if spec is not None and spec.origin]
+_LIBRARIES = (_OURS, *(os.path.dirname(os.path.abspath(origin)) + os.sep for origin in _OTHERS))
 
 
 def find_user_line() -> str:
-    """Name file, line and function of the innermost code on the stack that is neither torch's nor ours."""
+    """Name file, line and function of the innermost code on the stack that is neither a library's nor ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "trace_mode":  # further out is not the model's code
         file = frame.f_code.co_filename
@@ -36,5 +36,5 @@ def find_error(error: BaseException) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file holds the user's code, and not torch's, ours, or a graph's."""
+    """Whether a file holds the user's code, and not a library's, ours, or a graph's."""
     return not file.startswith(_LIBRARIES) and not file.startswith("<")

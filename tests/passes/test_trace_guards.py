@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,12 @@ def test_inputs_that_the_model_does_not_take_are_refused(inputs: Any) -> None:
 def test_an_error_of_the_models_own_names_its_line() -> None:
     with pytest.raises(TraceError, match=r"Model does not run.*shape.*\(at .*test_trace_guards.py:\d+ in <lambda>\)"):
         trace(Model(lambda x: x.view(7, -1)), ((varied_images(2, 3, 12),), {}))
+
+
+def test_an_error_inside_of_numpy_names_the_models_line() -> None:
+    body = lambda x: x * float(np.take_along_axis(np.ones(3), np.ones(2), 0)[0])  # noqa: E731
+    with pytest.raises(TraceError, match=r"integer.*\(at .*test_trace_guards.py:\d+ in <lambda>\)"):
+        trace(Model(body), ((varied_images(2, 3, 12),), {}))
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
