@@ -8,6 +8,7 @@ by itself is one region: its graph takes the place of its forward, its inputs an
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -39,19 +40,37 @@ def trace_regions(model: nn.Module, inputs: Inputs, check: bool = True) -> Trace
     except TraceError as error:
         root = copy_model(model)
         try:
-            search = Search(root, watch_calls(root, inputs))
+            calls = watch_calls(root, inputs)
         except TraceError:
             raise error from None  # it says more
-        search.refuse("", error)
-        search.visit_children("")
-        if not search.regions:
-            raise error
-        traced = TracedModel(root, Graphs(search.regions), inputs=inputs, untraced=search.untraced)
-        traced.train(model.training)
-        for name, module in model.named_modules():
-            traced.get_submodule(name).training = module.training
-        compare_code(model, traced, inputs)
-        return traced
+        try:
+            return trace_parts(model, root, inputs, calls, error)
+        except TraceError:
+            hooked = {name for name, each in calls.items() if each.has_hooks}
+            if not hooked:
+                raise
+            return trace_parts(model, copy_model(model), inputs, calls, error, hooked)
+
+
+def trace_parts(
+    model: nn.Module, root: nn.Module, inputs: Inputs, calls: dict[str, Calls], error: TraceError,
+    hooked: Collection[str] = (),
+) -> TracedModel:  # fmt: skip
+    """Trace the modules inside of `root`, a copy of a model that as a whole cannot be traced, for this `error`.
+
+    Those that are `hooked` stay modules: what their hooks are given, they may pass on past all graphs.
+    """
+    search = Search(root, calls, hooked)
+    search.refuse("", error)
+    search.visit_children("")
+    if not search.regions:
+        raise error
+    traced = TracedModel(root, Graphs(search.regions), inputs=inputs, untraced=search.untraced)
+    traced.train(model.training)
+    for name, module in model.named_modules():
+        traced.get_submodule(name).training = module.training
+    compare_code(model, traced, inputs)
+    return traced
 
 
 def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
@@ -97,8 +116,8 @@ def are_alike(wanted: list[Tensor], found: list[Tensor]) -> bool:
 class Search:
     """The search for the largest modules that can be traced, from the whole model down."""
 
-    def __init__(self, root: nn.Module, calls: dict[str, Calls]) -> None:
-        self.root, self.calls = root, calls
+    def __init__(self, root: nn.Module, calls: dict[str, Calls], hooked: Collection[str] = ()) -> None:
+        self.root, self.calls, self.hooked = root, calls, hooked
         self.regions: list[Region] = []
         self.untraced: dict[str, str] = {}
 
@@ -126,6 +145,8 @@ class Search:
         calls = self.calls[path]
         if not calls.inputs:
             raise TraceError("it is not called with the example inputs")
+        for name in sorted(name for name in self.hooked if name.startswith(f"{path}.") and self.is_block(name)):
+            raise TraceError(f"{name} inside of it has hooks, which hand on what they are given")
         for name in sorted(calls.called_outside):
             raise TraceError(f"{name} inside of it is also called from outside")
         for name, line in calls.read_outside.items():
@@ -139,6 +160,10 @@ class Search:
         take_constants(region, used, self.root)
         compare_calls(self.root, region, calls)
         return region
+
+    def is_block(self, name: str) -> bool:
+        """Whether a module holds others, so that a graph does not call it, and its hooks do not run."""
+        return any(True for _ in self.root.get_submodule(name).children())
 
 
 def take_constants(region: Region, used: nn.Module, root: nn.Module) -> None:

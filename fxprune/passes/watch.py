@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import TraceError
-from fxprune.model import Inputs, in_eval_mode, named_tensors, tensors_in
+from fxprune.model import Inputs, TracedModel, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.proxies import is_accessor
 from fxprune.passes.source_lines import find_user_line
 
@@ -35,6 +35,7 @@ class Calls:
     shapes: list[Any] = field(default_factory=list)
     held: list[list[torch.Size]] = field(default_factory=list)  # what the inputs held, objects' attributes included
     called_outside: set[str] = field(default_factory=set)  # modules inside that are called while it is not running
+    has_hooks: bool = False  # of its owner's, or of its code's, which may add some when it runs
     read_outside: dict[str, str] = field(default_factory=dict)  # tensors inside that other code reads, and its line
 
 
@@ -65,6 +66,9 @@ def watch_calls(root: nn.Module, inputs: Inputs) -> dict[str, Calls]:
             args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
             with ReadWatch(root, calls, active):
                 root(*args, **kwargs)
+            for name, module in root.named_modules():
+                own = 2 if name else 0  # of `enter` and `leave`
+                calls[name].has_hooks = len(module._forward_hooks) + len(module._forward_pre_hooks) > own
     except Exception as error:
         raise TraceError(f"{type(root).__name__} does not run on the example inputs: {error}") from error
     finally:
@@ -130,6 +134,9 @@ def kept_state(root: nn.Module) -> Iterator[None]:
     """
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
     parts = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    parts += [
+        part.user for part in parts if isinstance(part, TracedModel) and part.user is not None
+    ]  # calls the regions
     attributes = [(part, dict(vars(part))) for part in parts]
     held = [each for _, own in attributes for name, each in own.items() if name != "_modules"]
     contents = [(each, each.copy()) for each in held if type(each) in (dict, OrderedDict, list, set)]

@@ -397,3 +397,41 @@ def test_weights_are_copied_once_to_be_traced(monkeypatch: pytest.MonkeyPatch) -
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     fxprune.prepare(model, torch.randn(2, 4))
     assert len(copied) == len(list(model.parameters()))
+
+
+class Listening(nn.Module):
+    """A tower of blocks, listened to by hooks that the code adds when it first runs; and a decision by values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(2)]
+        self.tower, self.head = nn.Sequential(nn.Linear(8, 8), *blocks), nn.Linear(8, 4)
+        self.is_hooked = False
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if not self.is_hooked:
+            for block in self.tower[1:]:
+                block.register_forward_hook(lambda module, args, output: heard.append(output))
+            self.is_hooked = True
+        heard.clear()
+        x = self.tower(x)
+        return [self.head(x if float(x.detach().sum()) < 1e9 else -x), *heard]
+
+
+heard: list[Tensor] = []
+
+
+def test_what_hooks_hear_of_blocks_they_hear_of_traced_parts() -> None:
+    x, model = torch.randn(4, 8), Listening()
+    with torch.no_grad():
+        randomise(model)
+    prepared = fxprune.prepare(model, x, target=fxprune.Sparsity(0.5))
+    assert "tower" in prepared.untraced
+    assert "tower.1 inside of it has hooks" in prepared.untraced["tower"]
+    fxprune.prune(prepared)
+    compact = fxprune.convert(prepared)
+    for batch in (x, torch.randn(7, 8)):
+        wanted, found = list(prepared.eval()(batch)), list(compact.eval()(batch))
+        assert len(wanted) == len(found) == 3
+        torch.testing.assert_close(found, wanted)
+    assert compact.get_submodule("tower.1.0").out_features < 16
