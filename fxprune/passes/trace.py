@@ -151,7 +151,7 @@ def trace_mode(
     except (TraceError, GuardViolated):
         raise
     except Exception as error:
-        raise cannot_run(root, error) from error
+        raise (cannot_trace if runs(root, inputs) else cannot_run)(root, error) from error
     for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
@@ -171,6 +171,25 @@ def cannot_run(model: nn.Module, error: Exception) -> TraceError:
         f"{model._get_name()} does not run on the example inputs in {mode} mode: {first} ({find_error(error)}); "
         "pass example_inputs that the model takes, as a tensor, a tuple, or a dict of keyword arguments"
     )
+
+
+def cannot_trace(model: nn.Module, error: Exception) -> TraceError:
+    """The error of a model that takes its example inputs, but whose code fails on what stands for tensors."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return TraceError(
+        f"{model._get_name()} runs on the example inputs, but its code fails when it is traced: {first} "
+        f"({find_error(error)}); what it does there with a tensor or a size, do by torch's functions, or keep it out "
+        "of the model that is prepared"
+    )
+
+
+def runs(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model takes inputs in the mode that it is in."""
+    args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
+    with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]), kept_state(model):
+        model(*args, **kwargs)
+        return True
+    return False
 
 
 def require_runs(model: nn.Module, inputs: Inputs) -> None:

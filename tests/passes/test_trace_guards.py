@@ -91,6 +91,11 @@ def test_an_error_of_the_models_own_names_its_line() -> None:
         trace(Model(lambda x: x.view(7, -1)), ((varied_images(2, 3, 12),), {}))
 
 
+def test_code_that_runs_and_cannot_be_traced_is_told_from_inputs_that_do_not_fit() -> None:
+    with pytest.raises(TraceError, match=r"Model runs on the example inputs, but its code fails when.*guards.py:\d+"):
+        trace(Model(lambda x: x if type(x) is Tensor else x.no_such_method()), ((varied_images(2, 3, 12),), {}))
+
+
 def test_an_error_inside_of_numpy_names_the_models_line() -> None:
     body = lambda x: x * float(np.take_along_axis(np.ones(3), np.ones(2), 0)[0])  # noqa: E731
     with pytest.raises(TraceError, match=r"integer.*\(at .*test_trace_guards.py:\d+ in <lambda>\)"):
