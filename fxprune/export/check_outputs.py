@@ -76,15 +76,15 @@ def check_output(name: str, expected: list[Array], found: list[Array], batches: 
     if any(want.shape != have.shape for want, have in zip(expected, found, strict=True)):
         return OutputCheck(name, float("inf"), float("inf"), 0.0, False, None)
     argmax = _compare_argmax(expected, found) if expected[0].ndim == 2 else None
+    wants, haves = _stack_samples(expected, batches), _stack_samples(found, batches)
+    variation = _measure_variation(wants)
     if not np.issubdtype(expected[0].dtype, np.inexact):
         differing = sum(int((want != have).sum()) for want, have in zip(expected, found, strict=True))
         share = differing / max(1, sum(want.size for want in expected))
-        return OutputCheck(name, share, share, 1.0, _measure_variation(expected, batches) == 0, argmax)
-    wants, haves = _stack_samples(expected, batches), _stack_samples(found, batches)
+        return OutputCheck(name, share, share, 1.0, variation == 0, argmax)
     differences = [_measure_difference(want, have) for want, have in zip(wants, haves, strict=True)]
     difference = max(float(each.max(initial=0.0)) for each in differences)
-    variation = _measure_variation(expected, batches)
-    magnitude = max((float(np.abs(_drop_nonfinite(want)).max(initial=0.0)) for want in expected), default=0.0)
+    magnitude = max((float(np.abs(_drop_nonfinite(want)).max(initial=0.0)) for want in wants), default=0.0)
     is_vacuous = variation <= VACUOUS * magnitude
     scales = [
         (magnitude or 1.0) if is_vacuous or not want.size else find_scale(torch.from_numpy(want)).numpy()
@@ -102,10 +102,9 @@ def _measure_difference(want: Array, have: Array) -> Array:
     return np.nan_to_num(difference, nan=np.inf, posinf=np.inf)
 
 
-def _measure_variation(runs: list[Array], batches: Sequence[int]) -> float:
-    """Return the largest range that an element has over all samples (over runs, where there is no batch)."""
-    groups = _stack_samples([_drop_nonfinite(run) for run in runs], batches)
-    return max(float(np.ptp(group, axis=0).max(initial=0.0)) for group in groups)
+def _measure_variation(groups: list[Array]) -> float:
+    """Return the largest range that an element has over the samples of its group."""
+    return max(float(np.ptp(_drop_nonfinite(group), axis=0).max(initial=0.0)) for group in groups)
 
 
 def _stack_samples(runs: list[Array], batches: Sequence[int]) -> list[Array]:
@@ -118,7 +117,7 @@ def _stack_samples(runs: list[Array], batches: Sequence[int]) -> list[Array]:
 
 
 def _drop_nonfinite(array: Array) -> Array:
-    return np.nan_to_num(array.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _compare_argmax(expected: list[Array], found: list[Array]) -> float:

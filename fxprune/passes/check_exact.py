@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,12 +156,18 @@ def default_precision(dtype: torch.dtype = torch.float64) -> Iterator[None]:
 @torch.no_grad()
 def measure_rounding(source: TracedModel, path: str, doubled: Inputs) -> float:
     """How far a model's outputs move when the last bit of every weight does: long chains of norms multiply that."""
-    moved, generator = copy.deepcopy(source), torch.Generator().manual_seed(0)
-    for _, tensor in named_tensors(moved):
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            tensor.data = tensor.data * (1 + (2 * noise - 1) * torch.finfo(torch.float64).eps)
+    moved = copy.deepcopy(source)
+    move_last_bits(tensor for _, tensor in named_tensors(moved))
     return compare(source.get_submodule(path), moved.get_submodule(path), doubled)
+
+
+def move_last_bits(tensors: Iterable[Tensor]) -> None:
+    """Move the last bit of every floating point number, up or down or not at all."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+            tensor.data = tensor.data * (1 + (2 * noise - 1) * torch.finfo(tensor.dtype).eps)
 
 
 def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:

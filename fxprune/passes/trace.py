@@ -44,7 +44,7 @@ from fxprune.shadow.shapes import ShapeTensor
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-PRECISIONS = {float: torch.float64, int: torch.int64, bool: torch.bool, complex: torch.complex128}
+DTYPES = {float: torch.float64, int: torch.int64, bool: torch.bool, complex: torch.complex128}
 """What Python's types of numbers mean to torch, as in `x.to(float)`."""
 
 _READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
@@ -151,7 +151,8 @@ def trace_mode(
     except (TraceError, GuardViolated):
         raise
     except Exception as error:
-        raise (cannot_trace if runs(root, inputs) else cannot_run)(root, error) from error
+        explain = cannot_run if find_failure(root, inputs) else cannot_trace
+        raise explain(root, error) from error
     for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
@@ -183,21 +184,22 @@ def cannot_trace(model: nn.Module, error: Exception) -> TraceError:
     )
 
 
-def runs(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model takes inputs in the mode that it is in."""
+def find_failure(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What a model raises on inputs, in the mode that it is in; neither keeps a trace of it."""
     args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
-    with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]), kept_state(model):
-        model(*args, **kwargs)
-        return True
-    return False
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), kept_state(model):
+        try:
+            model(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # whatever its code raises
+            return error
+    return None
 
 
 def require_runs(model: nn.Module, inputs: Inputs) -> None:
     """Raise TraceError where a model does not take these inputs in eval mode."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
-        try:
-            model(*inputs[0], **inputs[1])
-        except Exception as error:
+    with in_eval_mode(model):
+        error = find_failure(model, inputs)
+        if error is not None:
             raise cannot_run(model, error) from error
 
 
@@ -411,8 +413,8 @@ class ValueTracer(fx.Tracer):
         kind = type(a)  # not isinstance: a proxy answers as its value does
         if kind is ValueProxy:
             return a.node
-        if kind in (type, NumberType) and a in PRECISIONS:
-            return PRECISIONS[a]
+        if kind in (type, NumberType) and a in DTYPES:
+            return DTYPES[a]
         if kind in (tuple, list):
             return kind(self.create_arg(x) for x in a)
         if kind is dict:
@@ -451,6 +453,7 @@ class ValueTracer(fx.Tracer):
         return value
 
     def create_guard(self, proxy: ValueProxy) -> fx.Node:
+        """Let the graph raise where the value of a proxy is another."""
         where = find_user_line()
         node = self.create_node("call_function", check_guard, (proxy.node, proxy._value, where), {})
         node.meta["where"] = where

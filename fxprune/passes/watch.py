@@ -134,9 +134,8 @@ def kept_state(root: nn.Module) -> Iterator[None]:
     """
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
     parts = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
-    parts += [
-        part.user for part in parts if isinstance(part, TracedModel) and part.user is not None
-    ]  # calls the regions
+    callers = [part.user for part in parts if isinstance(part, TracedModel)]  # of regions
+    parts += [caller for caller in callers if caller is not None]
     attributes = [(part, dict(vars(part))) for part in parts]
     held = [each for _, own in attributes for name, each in own.items() if name != "_modules"]
     contents = [(each, each.copy()) for each in held if type(each) in (dict, OrderedDict, list, set)]

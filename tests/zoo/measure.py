@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fxprune
 from fxprune.errors import ExactnessError, ExportError, TargetError, TraceError
 from fxprune.model import Inputs, PreparedModel, TracedModel
-from fxprune.passes.check_exact import MOST_ROUNDINGS
+from fxprune.passes.check_exact import MOST_ROUNDINGS, move_last_bits
 from tests.exactness import close_units
 from tests.zoo.cases import Case, cast, make_case
 from tests.zoo.lists import get_family
@@ -249,10 +249,8 @@ def is_rounding(subject: Subject, error: float, inputs: Inputs) -> bool:
     """Whether a model in single precision moves as far when the last bit of every weight does."""
     if subject.precision != "single":
         return False
-    moved, generator = copy.deepcopy(subject.model), torch.Generator().manual_seed(0)
-    for weight in moved.parameters():
-        noise = torch.rand(weight.shape, generator=generator)
-        weight.data *= 1 + (2 * noise - 1) * torch.finfo(weight.dtype).eps
+    moved = copy.deepcopy(subject.model)
+    move_last_bits(moved.parameters())
     return error <= MOST_ROUNDINGS * compare(outputs_of(subject.model, inputs), outputs_of(moved, inputs)).error
 
 
