@@ -1,5 +1,6 @@
 """What does a masked weight become? The modules that stand in a graph between a parameter and the op that uses it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from fxprune.bits import pack, unpack
+from fxprune.bits import unpack
+from fxprune.kept_gates import KeptGates
 from fxprune.methods.base import Method
 from fxprune.sharding import gather, refuse_piece
 
@@ -22,14 +24,15 @@ class WeightMask(nn.Module):
     `rows` is the dimension of the weight's output channels. Closed weights are exact zeros.
 
     Buffers: `threshold` (0-dim, this layer's tau; at 0 or less the weight passes unchanged); for methods that rescale
-    `factor` (c, the size of the weight along `rows` and 1 elsewhere); for those that remember `kept` (the gates as
-    bits, row by row: see `pack`), which is the gate then. Methods that learn have the parameter `variable`, at least
-    float32, and say what q is; the buffer `progress` tells them which share of the training is over.
+    `factor` (c, the size of the weight along `rows` and 1 elsewhere). Those that remember have the module `kept`, which
+    says what the gates are; where its buffers have been averaged, the threshold does, and is remembered from then on.
+    Methods that learn have the parameter `variable`, at least float32, and say what q is; the buffer `progress` tells
+    them which share of the training is over.
     """
 
     threshold: Tensor
     factor: Tensor | None
-    kept: Tensor | None
+    kept: KeptGates | None
     inside: Tensor | None
     progress: Tensor | None
 
@@ -51,9 +54,7 @@ class WeightMask(nn.Module):
         sizes = [size if dim == rows else 1 for dim, size in enumerate(weight.shape)]
         self.register_buffer("factor", torch.ones(sizes, dtype=dtype, device=device) if method.rescales else None)
         gates = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
-        kept = pack(torch.ones(gates, dtype=torch.bool, device=device)) if method.remembers else None
-        self.register_buffer("kept", kept)
-        self.gate_sizes = tuple(gates)
+        self.kept = KeptGates(tuple(gates), device) if method.remembers else None
         inside = torch.ones(gates, dtype=dtype, device=device) if rectangles else None
         self.register_buffer("inside", inside)
         self.register_buffer("progress", torch.zeros((), device=device) if method.learns else None)
@@ -70,7 +71,7 @@ class WeightMask(nn.Module):
         if self.closed_gradient == 1:
             return straight_through(weight, masked)
         if self.kept is not None:
-            return straight_through(weight, masked, self.kept, self.closed_gradient, packed=self.gate_sizes[1:])
+            return straight_through(weight, masked, self.kept.bits, self.closed_gradient, packed=self.kept.sizes[1:])
         if self.shared:
             return straight_through(weight, masked, self._is_open(weight), self.closed_gradient)
         return straight_through(weight, masked, theta=self.closed_gradient, threshold=self.threshold)
@@ -81,18 +82,19 @@ class WeightMask(nn.Module):
         if self.variable is not None:
             return gather(self.variable.detach())
         values = self._reduce(weight, self.inside)
-        if self.kept is None:
-            return values
-        return _as_numbers(self.kept, values.dtype, self.gate_sizes[1:]).mul_(values)  # what was closed comes first
+        kept = self._read_kept(weight)
+        return values if kept is None else kept.read().to(values.dtype).mul_(values)  # what was closed comes first
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, threshold: Tensor) -> None:
         """Take a new threshold, and the factor c that the method gives for this weight."""
         self.threshold.copy_(threshold)
-        if self.kept is not None:
+        kept = self._read_kept(weight)
+        if kept is not None:
             values = self._reduce(weight, self.inside)
             for block in _cut(values) or [slice(None)]:
-                self.kept[block] &= pack(self._exceeds(values[block]))
+                kept.close(block, self._exceeds(values[block]))
+            kept.set_seal()
         if self.factor is None:
             return
         magnitude = weight.abs().to(self.threshold.dtype)
@@ -100,6 +102,16 @@ class WeightMask(nn.Module):
             _mean_along(magnitude * self._is_open(weight), self.rows), _mean_along(magnitude, self.rows)
         )
         self.factor.copy_(factor.view_as(self.factor))
+
+    def count_gates(self) -> int:
+        """Count the gates."""
+        return math.prod(size for dim, size in enumerate(self.sizes) if dim not in self.shared)
+
+    @torch.no_grad()
+    def count_closed(self, weight: Tensor) -> int:
+        """Count the gates that are closed for good; none are where nothing is remembered."""
+        kept = self._read_kept(weight)
+        return 0 if kept is None else kept.count_closed()
 
     def list_zeros(self, masked: Tensor) -> Tensor:
         """Say which gates, of the shape that they have, leave nothing of a masked weight."""
@@ -110,9 +122,8 @@ class WeightMask(nn.Module):
         """Give the magnitudes of stripes one by one, [filters, *kernel]."""
         source = weight if self.variable is None else self.variable
         values = source.detach().to(self.threshold.dtype).square()
-        return (
-            (values if self.kept is None else values * unpack(self.kept, self.gate_sizes[1:])).mean(self.shared).sqrt()
-        )
+        kept = self._read_kept(weight)
+        return (values if kept is None else values * kept.read()).mean(self.shared).sqrt()
 
     @torch.no_grad()
     def take_rectangles(self, magnitudes: Tensor) -> None:
@@ -133,9 +144,16 @@ class WeightMask(nn.Module):
 
     @torch.no_grad()
     def _is_open(self, weight: Tensor) -> Tensor:
-        if self.kept is not None:
-            return unpack(self.kept, self.gate_sizes[1:]).bool()
+        kept = self._read_kept(weight)
+        if kept is not None:
+            return kept.read().bool()
         return self._exceeds(self._reduce(weight, self.inside))
+
+    def _read_kept(self, weight: Tensor) -> KeptGates | None:
+        """Give what is remembered; where it has been averaged, it is first made again of the threshold."""
+        if self.kept is not None and not self.kept.is_sound():
+            self.kept.write(self._exceeds(self._reduce(weight, self.inside)))
+        return self.kept
 
     def _exceeds(self, values: Tensor) -> Tensor:
         threshold = torch.where(self.threshold > 0, self.threshold, -1)
@@ -144,7 +162,8 @@ class WeightMask(nn.Module):
     @torch.no_grad()
     def _mask(self, weight: Tensor) -> Tensor:
         """Give c * w * gate, in pieces that fit into the cache where that helps."""
-        parts = (self.factor, self.inside, self.kept)
+        kept = self._read_kept(weight)
+        parts = (self.factor, self.inside, None if kept is None else kept.bits)
         blocks = [] if 0 in self.shared else _cut(weight)
         if not blocks:
             return self._mask_block(weight, parts).to(weight.dtype)
@@ -155,15 +174,28 @@ class WeightMask(nn.Module):
         return masked
 
     def _mask_block(self, weight: Tensor, parts: Sequence[Tensor | None], out: Tensor | None = None) -> Tensor:
-        factor, inside, kept = parts
-        if kept is None:
+        factor, inside, bits = parts
+        if bits is None or self.kept is None:
             gate = self.method.gate(self._reduce(weight, inside).abs().to(self.threshold.dtype), self.threshold)
         else:
-            gate = _as_numbers(kept, weight.dtype, self.gate_sizes[1:])
+            gate = _as_numbers(bits, weight.dtype, self.kept.sizes[1:])
         return torch.mul(gate if factor is None else gate.mul_(factor), weight, out=out)
 
 
-class UnitMask(nn.Module):
+class UnitIndex(nn.Module):
+    """To which unit each index of a dimension belongs: `index`, -1 for none; no buffer, since some average buffers."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.index = index
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Give each index the value of its unit, and 1 where it belongs to none."""
+        self.index = self.index.to(values.device)
+        return torch.cat([values, values.new_ones(1)])[self.index]  # -1 is the one at the end
+
+
+class UnitMask(UnitIndex):
     """One gate per index of a weight's dimension `dim`: q = w * gate, with the gradient dL/dw = dL/dq, or 0 if closed.
 
     Buffer `gate` [size of dim]: 0 is closed; for methods that rescale it contains the layer's factor c. `index` says
@@ -171,13 +203,11 @@ class UnitMask(nn.Module):
     """
 
     gate: Tensor
-    index: Tensor
 
     def __init__(self, parameter: str, dim: int, index: Tensor) -> None:
-        super().__init__()
+        super().__init__(index)
         self.parameter = parameter
         self.dim = dim
-        self.register_buffer("index", index, persistent=False)
         self.register_buffer("gate", torch.ones(index.numel(), device=index.device))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -187,7 +217,7 @@ class UnitMask(nn.Module):
 
     def scatter(self, gates: Tensor) -> None:
         """Take the gates of this weight's units out of those of all units."""
-        self.gate.copy_(_gather(gates, self.index))
+        self.gate.copy_(self.spread(gates))
 
     def rescale(self, weight: Tensor, method: Method) -> None:
         """Multiply the layer's factor c, from the magnitudes in the open and in all indexes, into the gate."""
@@ -198,15 +228,13 @@ class UnitMask(nn.Module):
         return values.view([-1 if dim == self.dim else 1 for dim in range(weight.dim())])
 
 
-class Alive(nn.Module):
+class Alive(UnitIndex):
     """Which channels a norm over channels runs over: buffer `open`, as long as `index`, 1 where it is open, else 0."""
 
     open: Tensor
-    index: Tensor
 
     def __init__(self, index: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("index", index, persistent=False)
+        super().__init__(index)
         self.register_buffer("open", torch.ones(index.shape, device=index.device))
 
     def forward(self) -> Tensor:
@@ -214,7 +242,7 @@ class Alive(nn.Module):
 
     def scatter(self, gates: Tensor) -> None:
         """Take over which of this norm's units are open."""
-        self.open.copy_(_gather(gates, self.index) > 0)
+        self.open.copy_(self.spread(gates) > 0)
 
 
 def straight_through(
@@ -299,7 +327,3 @@ def _as_numbers(gates: Tensor, dtype: torch.dtype, packed: tuple[int, ...] | Non
 def _mean_along(values: Tensor, dim: int) -> Tensor:
     """Give the mean over all other dimensions, [size of dim]; also of a tensor that has no others."""
     return values.transpose(0, dim).reshape(values.shape[dim], -1).mean(1)
-
-
-def _gather(gates: Tensor, index: Tensor) -> Tensor:
-    return torch.cat([gates, gates.new_ones(1)])[index]  # index -1 is the one at the end: never closed

@@ -7,6 +7,7 @@ where is decided elsewhere: here nothing knows of graphs, and the formulas are t
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Self, get_args
 
 import torch
@@ -72,9 +73,7 @@ class Masks(nn.Module):
         self.norms: list[tuple[str, str, Tensor]] = []
         self.parts: dict[str, nn.Module] = {}  # the prepared model's own modules by name, as they were traced
         self.described: dict[str, str] = {}  # what they were, in words
-        self._places = [(place.parameter, place.dim) for place in slices]
-        for number, place in enumerate(slices):
-            self.register_buffer(f"slice_{number}", place.index, persistent=False)
+        self._slices = list(slices)  # no buffers: some average those
 
     def add_weight_mask(
         self, name: str, weight: Tensor, rows: int = 0, norms: Sequence[tuple[str, Tensor]] = ()
@@ -106,13 +105,16 @@ class Masks(nn.Module):
     @property
     def slices(self) -> list[Slice]:
         """Where the units appear in the parameters that score them."""
-        return [Slice(name, dim, self.get_buffer(f"slice_{number}")) for number, (name, dim) in enumerate(self._places)]
+        self._slices = [replace(place, index=place.index.to(self.gates.device)) for place in self._slices]
+        return self._slices
 
     @property
     def parameter_names(self) -> list[str]:
         """The names of all parameters that are masked or score a unit, each once, in a fixed order."""
         masked = [mask.parameter for mask in self._weight_masks() + self._unit_masks()]
-        return list(dict.fromkeys([*masked, *(name for name, _ in self._places), *(norm for _, norm, _ in self.norms)]))
+        return list(
+            dict.fromkeys([*masked, *(place.parameter for place in self._slices), *(norm for _, norm, _ in self.norms)])
+        )
 
     @property
     def sizes(self) -> list[tuple[str, int, int]]:
@@ -235,6 +237,11 @@ class Masks(nn.Module):
 
     def _refresh_weights(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:
         masks = self._weight_masks()
+        if self.method.remembers and isinstance(self.costs, WeightCosts):
+            closed = {mask.parameter: mask.count_closed(parameters[mask.parameter]) for mask in masks}
+            sizes = {mask.parameter: mask.count_gates() for mask in masks}
+            if self.costs.is_met(closed, sizes, sparsity):
+                return  # for what is closed stays closed, and no more has to
         measured = {mask.parameter: mask.measure(parameters[mask.parameter]) for mask in masks}
         scales = {mask.parameter: self.method.scale(parameters[mask.parameter]) for mask in masks}
         thresholds = self._find_thresholds(measured, sparsity, scales)

@@ -149,7 +149,7 @@ def test_what_is_remembered_never_opens_again(shape, rows, shared) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape, requires_grad=True)
     mask = WeightMask("w", weight, GMP(), 0.0, rows, shared)
-    expected = torch.ones(mask.gate_sizes, dtype=torch.bool)
+    expected = torch.ones(mask.kept.sizes, dtype=torch.bool)
     assert torch.equal(mask(weight), weight)
     for threshold in (0.2, 0.7, 0.0):
         with torch.no_grad():

@@ -102,6 +102,7 @@ class UnitCosts(nn.Module):
         own: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self._constants: list[str] = []
         self.target = target
         every = torch.arange(units)
         places, terms = list(places) or [every], list(terms) or [Term(1, (every,))]
@@ -124,6 +125,7 @@ class UnitCosts(nn.Module):
 
     def count_open(self, gates: Tensor) -> Tensor:
         """Give how many units of each group are open, int64 [groups], by the gates of all, [units]."""
+        self._move(gates.device)
         return torch.zeros_like(self.size).index_add_(0, self.group, (gates > 0).long())
 
     def _cost_terms(self, open_units: Tensor) -> Tensor:
@@ -170,6 +172,7 @@ class UnitCosts(nn.Module):
 
         Equal scores close in the order of the groups. Raises FxpruneError for scores that are NaN or infinite.
         """
+        self._move(scores.device)
         bad = int((~scores.isfinite()).sum())
         if bad:
             raise FxpruneError(
@@ -259,7 +262,17 @@ class UnitCosts(nn.Module):
         return Choice(torch.where(is_open, ranked.maximum(above), ranked), thresholds, common)
 
     def _keep(self, name: str, value: Tensor, persistent: bool = False) -> None:
-        self.register_buffer(name, value, persistent)
+        """Note a tensor; what is not saved never changes, and is no buffer: some average those."""
+        if persistent:
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+            self._constants.append(name)
+
+    def _move(self, device: torch.device) -> None:
+        """Move what is no buffer to the device where the units are."""
+        for name in self._constants if self.group.device != device else ():
+            setattr(self, name, getattr(self, name).to(device))
 
     def _keep_blocks(self, places: Sequence[Tensor]) -> None:
         """Note where blocks end: what is left is a multiple of `align` indexes, and no less than `least` units."""

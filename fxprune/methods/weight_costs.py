@@ -45,20 +45,28 @@ class WeightCosts:
 
         Raises FxpruneError for magnitudes that are NaN or infinite.
         """
-        sizes = {name: values.numel() for name, values in magnitudes.items()}
-        wanted = {name: count_closed(sizes[name], own * share / self.target.share) for name, own in self.own.items()}
-        free = {name: values for name, values in magnitudes.items() if name not in self.own}
-        most = self.sum_costs({name: sizes[name] for name in free})
-        left = min(most, max(0, count_closed(self.count_total(sizes), share) - self.sum_costs(wanted)))
-        thresholds = {}
-        if self.target.scope == "layer":
-            wanted |= {name: math.ceil(sizes[name] * left / max(most, 1)) for name in free}
-        else:
-            common = select(free, left, scales, self.prices)
-            thresholds = dict.fromkeys(free, common)
+        wanted, common = self._share_out({name: values.numel() for name, values in magnitudes.items()}, share)
+        free = {name: values for name, values in magnitudes.items() if name not in wanted}
+        thresholds = dict.fromkeys(free, select(free, common, scales, self.prices)) if free else {}
         return thresholds | {
             name: select({name: magnitudes[name]}, closed, scales, None) for name, closed in wanted.items()
         }
+
+    def is_met(self, closed: Mapping[str, int], sizes: Mapping[str, int], share: float) -> bool:
+        """Whether `share` of the cost is gone already, where so many of each layer's gates are closed."""
+        wanted, common = self._share_out(sizes, share)
+        rest = {name: number for name, number in closed.items() if name not in wanted}
+        return all(closed[name] >= number for name, number in wanted.items()) and self.sum_costs(rest) >= common
+
+    def _share_out(self, sizes: Mapping[str, int], share: float) -> tuple[dict[str, int], int]:
+        """Give how many gates close in layers that have a threshold of their own, and what the others lose together."""
+        wanted = {name: count_closed(sizes[name], own * share / self.target.share) for name, own in self.own.items()}
+        free = {name: size for name, size in sizes.items() if name not in wanted}
+        most = self.sum_costs(free)
+        left = min(most, max(0, count_closed(self.count_total(sizes), share) - self.sum_costs(wanted)))
+        if self.target.scope == "layer":
+            return wanted | {name: math.ceil(size * left / max(most, 1)) for name, size in free.items()}, 0
+        return wanted, left
 
     def count_total(self, sizes: Mapping[str, int]) -> int:
         """Give the cost of the dense model, where layers have so many gates."""

@@ -68,7 +68,7 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
         if isinstance(function, BuiltinFunctionType):
             yield math, name, record_arithmetic(tracer, function)
     for owner, name in SPEAKERS:
-        yield owner, name, forgive_texts(tracer, getattr(owner, name))
+        yield owner, name, forgive_texts(tracer, owner, name)
     yield nn.Module, "training", watch_mode(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
@@ -105,8 +105,9 @@ def record_arithmetic(tracer: Any, function: Callable[..., Any]) -> Callable[...
     return arithmetic
 
 
-def forgive_texts(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let what is said, to whoever looks on, name any size."""
+def forgive_texts(tracer: Any, owner: Any, name: str) -> Callable[..., Any]:
+    """Let what is said, to whoever looks on, name any size; where it names a line, that of the code which says it."""
+    function = getattr(owner, name)
 
     @functools.wraps(function)
     def say(*args: Any, **kwargs: Any) -> Any:
@@ -114,6 +115,10 @@ def forgive_texts(tracer: Any, function: Callable[..., Any]) -> Callable[..., An
             for each in args:
                 tracer.forgive(each)
             args = unwrap(args)
+        if owner is warnings and len(args) > 2:  # of which the third is the stack level
+            args = (*args[:2], args[2] + 1, *args[3:])
+        elif owner is not builtins:
+            kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # this function is one more
         return function(*args, **kwargs)
 
     return say

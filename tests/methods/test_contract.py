@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.bits import unpack
 from fxprune.errors import FxpruneError, OptimizerError, TargetError
 from fxprune.mask_modules import WeightMask
 from fxprune.masks import GRANULARITIES, Granularity
@@ -203,8 +202,7 @@ def test_what_was_closed_stays_closed(method: Method, granularity: Granularity) 
 
 def open_gates(prepared: PreparedModel) -> Tensor:
     masks = prepared.fxprune
-    remembering = [mask for mask in masks.weight_masks.values() if isinstance(mask, WeightMask)]
-    kept = [unpack(mask.kept, mask.gate_sizes[1:]).bool().flatten() for mask in remembering]
+    kept = [mask.kept.read().bool().flatten() for mask in masks.weight_masks.values() if isinstance(mask, WeightMask)]
     return torch.cat([*kept, masks.gates != 0])
 
 

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
+from fxprune.mask_modules import WeightMask
 from fxprune.methods.base import Method
 from fxprune.model import PreparedModel
 from tests.methods.test_contract import (
@@ -291,11 +292,54 @@ def statistics_error(prepared: PreparedModel, images: list[Tensor]) -> float:
     return float((torch.stack(seen).mean(0) - prepared.outer.running_mean).norm())
 
 
-def test_remembered_masks_survive_averaged_buffers() -> None:
-    """Averages of a bool, or of gates, would open all again."""
+@pytest.mark.parametrize("decay", [0.9, 0.99, 0.9999])
+def test_remembered_masks_that_were_averaged_follow_the_threshold(decay: float) -> None:
+    """Averages of bits are other bits."""
     prepared, optimizer = followed(fxprune.GMP(), "weight")
-    averaged = AveragedModel(prepared, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    averaged = AveragedModel(prepared, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    for _ in range(STEPS):
+        train(prepared, optimizer, 1)
+        averaged.update_parameters(prepared)
+    model = averaged.module.eval()
+    magnitudes = torch.cat([model.get_parameter(m.parameter).detach().abs().flatten() for m in find_masks(model)])
+    thresholds = torch.cat([m.threshold.expand(m.count_gates()) for m in find_masks(model)])
+    model(torch.randn(2, 3, 8, 8))
+    assert torch.equal(open_gates(model), magnitudes > thresholds)
+    is_open = open_gates(fxprune.prune(model))
+    assert float((~is_open).double().mean()) == pytest.approx(SHARE, abs=0.01)
+    assert magnitudes[is_open].min() > magnitudes[~is_open].max()
+
+
+def find_masks(prepared: PreparedModel) -> list[Any]:
+    return list(prepared.fxprune.weight_masks.values())
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_averaged_buffers_leave_units_where_they_are(decay: float) -> None:
+    """Averages of whole numbers are cut off, also where both are the same: the numbers of units must be no buffers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 300, 3), nn.ReLU(), nn.Conv2d(300, 5, 3))
+    target = fxprune.Sparsity(SHARE)
+    prepared = fxprune.prepare(model, torch.randn(2, 3, 8, 8), method=fxprune.GMP(), target=target)
+    averaged = AveragedModel(prepared, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(prepared)
+    for each in (prepared, averaged.module):
+        fxprune.prune(each)
+    gates = averaged.module.fxprune.gates
+    assert torch.equal(gates, prepared.fxprune.gates)
+    for mask in averaged.module.fxprune.unit_masks.values():
+        assert torch.equal(mask.gate, gates)
+
+
+@every([(fxprune.GMP(), "weight"), (fxprune.GMP(), "stripe")])
+def test_masks_that_remember_rest_once_the_target_is_reached(
+    method: Method, granularity: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, optimizer = followed(method, granularity)
     train(prepared, optimizer, STEPS)
-    averaged.update_parameters(prepared), averaged.update_parameters(prepared)
-    fxprune.prune(averaged.module)
-    assert float((~open_gates(averaged.module)).double().mean()) == pytest.approx(SHARE, abs=0.01)
+    before = open_gates(prepared)
+    monkeypatch.setattr(WeightMask, "measure", None)
+    train(prepared, optimizer, 3)
+    assert torch.equal(open_gates(prepared), before)
+    assert float((~before).double().mean()) == pytest.approx(SHARE, abs=0.005)

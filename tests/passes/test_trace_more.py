@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import logging
 import operator
 import warnings
 from collections.abc import Callable
@@ -288,6 +289,30 @@ def test_code_that_does_something_else_than_its_graph_is_refused() -> None:
 
     with pytest.raises(TraceError, match="gives other outputs than its code"):
         fxprune.prepare(Net(body).double(), features())
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda text: warnings.warn(text),  # noqa: B028
+        lambda text: warnings.warn(text, UserWarning, 1),
+        lambda text: logging.getLogger().warning(text),
+        lambda text: logging.getLogger().exception("%s", text),
+        lambda text: logging.getLogger().log(logging.WARNING, text, stacklevel=1),
+    ],
+    ids=["warn", "level as third argument", "warning", "exception", "log"],
+)
+def test_what_the_code_says_names_its_own_line(
+    say: Callable[[str], None], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        say(f"{x.shape[0]} rows")
+        return end(m, m.a(x))
+
+    fxprune.prepare(Net(body), features().float())
+    said = [record.pathname for record in caplog.records] + [warning.filename for warning in recwarn]
+    assert said
+    assert set(said) == {__file__}
 
 
 def test_an_op_that_failed_and_fails_no_more_is_said() -> None:
