@@ -61,7 +61,7 @@ def make_step(kind: str, model: nn.Module, x: torch.Tensor) -> Callable[[], None
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     if kind != "dense":
-        fxprune.Scheduler(model, optimizer, total_steps=1000)  # all steps here lie where thresholds move
+        fxprune.Scheduler(model, optimizer, total_steps=40)  # so that thresholds move at every step here
     labels = torch.zeros(len(x), dtype=torch.long)
 
     def step() -> None:
