@@ -142,7 +142,7 @@ def test_a_weights_gradient_passes_whole_or_by_theta_where_closed(theta: float) 
 
 @pytest.mark.parametrize(
     ("shape", "rows", "shared"),
-    [((37, 61, 3, 3), 0, ()), ((1031, 513), 0, ()), ((5, 7, 3, 3), 0, (1,)), ((5, 7, 3, 3), 1, (0,)), ((11,), 0, ())],
+    [((37, 61, 3, 3), 0, ()), ((2063, 513), 0, ()), ((5, 7, 3, 3), 0, (1,)), ((5, 7, 3, 3), 1, (0,)), ((11,), 0, ())],
     ids=str,
 )
 def test_what_is_remembered_never_opens_again(shape, rows, shared) -> None:
