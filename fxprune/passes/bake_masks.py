@@ -51,13 +51,17 @@ class FrozenMask(nn.Module):
 def freeze_masks(prepared: PreparedModel) -> PreparedModel:
     """Return a copy whose weights are what they are now, to the last bit, in whatever precision it runs.
 
-    That is what masks make of them, parametrizations, and the layers of the method's own.
+    That is what masks make of them, parametrizations, and the layers of the method's own. What is masked is nowhere
+    read without its mask, and keeps no values of its own; all else holds the memory of `prepared`.
     """
-    frozen = copy.deepcopy(prepared)
+    frozen = copy.deepcopy(prepared, share_tensors(prepared.parameters()))
+    masked = [mask.parameter for _, _, mask in masks_of(frozen)]
     with in_eval_mode(frozen):
         for masks, key, mask in masks_of(frozen):
-            masks[key] = FrozenMask(mask(find_tensor(frozen, mask.parameter)).clone())
+            masks[key] = FrozenMask(mask(find_tensor(frozen, mask.parameter)))
         bake_parametrizations(frozen)
+    for name in masked:
+        find_tensor(frozen, name).data = torch.empty(0)
     frozen.fxprune.method.restore(frozen)
     return frozen
 

@@ -12,7 +12,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 from fxprune.errors import ExactnessError, FxpruneError
-from fxprune.model import Inputs, PreparedModel, TracedModel, bind_inputs, in_eval_mode, named_tensors, tensors_in
+from fxprune.model import (
+    Inputs,
+    PreparedModel,
+    TracedModel,
+    bind_inputs,
+    cast_tensors,
+    in_eval_mode,
+    named_tensors,
+    tensors_in,
+)
 from fxprune.output_scale import find_scale
 from fxprune.passes.analyse import Channels, Shadow
 from fxprune.passes.bake_masks import freeze_masks
@@ -61,44 +70,41 @@ def check_module(
 ) -> float:  # fmt: skip
     """Compare one traced module of the models."""
     precision = next((p.dtype for p in model.parameters()), torch.float32)
-    runs = run_both(model.get_submodule(path), compact.get_submodule(path), inputs)
+    given, expected = run_varied(model.get_submodule(path), inputs)
+    runs = list(zip(expected, run_all(compact.get_submodule(path), given), strict=True))
     error = measure(runs)
     if error <= (DOUBLE if precision is torch.float64 else SINGLE):
         return error
-    if not compare(model.get_submodule(path), model.get_submodule(path), inputs) <= SINGLE:
-        raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
     frozen = as_double(freeze_masks(model) if isinstance(model, PreparedModel) else source)
-    doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+    doubled = as_doubles(given)
     with default_precision():
-        exact = compare(frozen.get_submodule(path), as_double(compact).get_submodule(path), doubled)
-        if exact > DOUBLE and precision is not torch.float64:
+        exact = run_all(frozen.get_submodule(path), doubled)
+        difference = measure_double(exact, compact, path, doubled)
+        if difference > DOUBLE and precision is not torch.float64:
             with in_double(source):
-                exact = compare(frozen.get_submodule(path), as_double(shrink_again()).get_submodule(path), doubled)
-        is_exact = exact <= DOUBLE or exact <= MOST_ROUNDINGS * measure_rounding(frozen, path, doubled)
-    differ = "the converted model's outputs differ from the prepared model's by"
-    if not is_exact:
-        raise ExactnessError(f"{differ} {exact:.1e} of their range")
-    if precision is not torch.float64:
-        own = measure_own(model.get_submodule(path), frozen.get_submodule(path), inputs, doubled)
+                difference = measure_double(exact, shrink_again(), path, doubled)
+        is_exact = difference <= DOUBLE or difference <= MOST_ROUNDINGS * measure_rounding(frozen, path, doubled[0])
+    reason = "" if is_exact else f"{difference:.1e} of their range"
+    if is_exact and precision is not torch.float64:
+        own = measure(list(zip(exact, expected, strict=True)), is_near=True)
         found = measure(runs, is_near=True)
         if not found <= MOST_LOSS * max(own, SINGLE):
-            raise ExactnessError(f"{differ} {found:.1e} of their range, though it rounds by {own:.1e} only")
+            reason = f"{found:.1e} of their range, though it rounds by {own:.1e} only"
+    if reason and not compare(model.get_submodule(path), model.get_submodule(path), inputs) <= SINGLE:
+        raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
+    if reason:
+        raise ExactnessError(f"the converted model's outputs differ from the prepared model's by {reason}")
     return error
 
 
-@torch.no_grad()
-def measure_own(model: nn.Module, exact: nn.Module, inputs: Inputs, doubled: Inputs) -> float:
-    """How far a model's outputs are, in its own precision, from those of the same model in double precision."""
-    with in_eval_mode(model), in_eval_mode(exact), kept_state(model), kept_state(exact):
-        own = run_varied(model, inputs)
-        with default_precision():
-            runs = zip(run_varied(exact, doubled), own, strict=True)
-            return measure([(wanted, found) for (_, wanted), (_, found) in runs], is_near=True)
+def measure_double(exact: list[list[Tensor]], compact: TracedModel, path: str, doubled: list[Inputs]) -> float:
+    """Compare outputs with those of one traced module of a smaller model, in double precision."""
+    return measure(list(zip(exact, run_all(as_double(compact).get_submodule(path), doubled), strict=True)))
 
 
 def is_rounding(source: TracedModel, other: TracedModel, path: str, inputs: Inputs) -> bool:
     """Whether two models without masks, compared in double precision, differ by no more than rounding explains."""
-    doubled = tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+    doubled = as_doubles(inputs)
     with default_precision():
         exact, changed = as_double(source), as_double(other)
         error = compare(exact.get_submodule(path), changed.get_submodule(path), doubled)
@@ -110,7 +116,7 @@ def as_double(model: TracedModel) -> TracedModel:
 
     Its guards, which the model itself has passed, are left out: that which asks for a precision finds another one.
     """
-    copied = copy.deepcopy(model).to(torch.float64)
+    copied = copy.deepcopy(model, cast_tensors(model, torch.float64)).to(torch.float64)
     for node in [node for graph in copied.graphs for node in graph.nodes]:
         if node.target is check_guard:
             node.graph.erase_node(node)
@@ -131,7 +137,7 @@ def in_double(model: TracedModel) -> Iterator[None]:
     before = [tensor.dtype for tensor in tensors]
     inputs = [region.inputs for region in model.graphs.regions]
     for region in model.graphs.regions:
-        region.inputs = tree_map(lambda t: t.double() if is_float(t) else t, region.inputs)
+        region.inputs = as_doubles(region.inputs)
     model.double()
     try:
         yield
@@ -175,35 +181,46 @@ def compare(source: nn.Module, compact: nn.Module, inputs: Inputs) -> float:
     return measure(run_both(source, compact, inputs))
 
 
-@torch.no_grad()
 def run_both(source: nn.Module, compact: nn.Module, inputs: Inputs) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Run two models in eval mode on the inputs and on noisy ones, and list the outputs of both.
 
     Raises FxpruneError where nothing that the source gives is a number.
     """
-    with in_eval_mode(source), in_eval_mode(compact), kept_state(source), kept_state(compact):
-        expected = run_varied(source, inputs)
-        runs = [(outputs, outputs_of(compact, each)) for each, outputs in expected]
-    given = [output for _, outputs in expected for output in outputs if output.numel()]
-    if given and not any(bool(output.isfinite().any()) for output in given):
-        found = [f"the weights {n}" for n, t in named_tensors(source) if is_float(t) and not bool(t.isfinite().all())]
-        raise FxpruneError(
-            "all that the model gives for these inputs is NaN or infinite, so nothing can be compared: look at "
-            f"{found[0] if found else 'the inputs'}"
-        )
-    return runs
+    given, expected = run_varied(source, inputs)
+    return list(zip(expected, run_all(compact, given), strict=True))
 
 
-def run_varied(model: nn.Module, inputs: Inputs) -> list[tuple[Inputs, list[Tensor]]]:
-    """Run a model on the inputs, and on a larger batch of them with noise of their own size; whole numbers stay."""
+@torch.no_grad()
+def run_varied(model: nn.Module, inputs: Inputs) -> tuple[list[Inputs], list[list[Tensor]]]:
+    """Run a model on the inputs, and on a larger batch of them with noise of their own size; whole numbers stay.
+
+    Give what it was run on, and the outputs. Raises FxpruneError where none of these is a number.
+    """
     generator = torch.Generator().manual_seed(0)
     noisy = tree_map_only(Tensor, lambda t: add_noise(t, generator), inputs)
     larger = tree_map_only(Tensor, lambda t: torch.cat([t, t[: (len(t) + 1) // 2]]) if t.dim() else t, noisy)
-    first = (inputs, outputs_of(model, inputs))
-    try:
-        return [first, (larger, outputs_of(model, larger))]
-    except (RuntimeError, ValueError, FxpruneError):  # the model takes no other batch
-        return [first, (noisy, outputs_of(model, noisy))]
+    with in_eval_mode(model), kept_state(model):
+        outputs = [outputs_of(model, inputs)]
+        try:
+            outputs.append(outputs_of(model, larger))
+        except (RuntimeError, ValueError, FxpruneError):  # the model takes no other batch
+            larger = noisy
+            outputs.append(outputs_of(model, noisy))
+    found = [output for each in outputs for output in each if output.numel()]
+    if found and not any(bool(output.isfinite().any()) for output in found):
+        odd = [f"the weights {n}" for n, t in named_tensors(model) if is_float(t) and not bool(t.isfinite().all())]
+        raise FxpruneError(
+            "all that the model gives for these inputs is NaN or infinite, so nothing can be compared: look at "
+            f"{odd[0] if odd else 'the inputs'}"
+        )
+    return [inputs, larger], outputs
+
+
+@torch.no_grad()
+def run_all(model: nn.Module, given: list[Inputs]) -> list[list[Tensor]]:
+    """Run a model in eval mode on several inputs, and list its outputs; its state stays."""
+    with in_eval_mode(model), kept_state(model):
+        return [outputs_of(model, inputs) for inputs in given]
 
 
 def measure(runs: list[tuple[list[Tensor], list[Tensor]]], is_near: bool = False) -> float:
@@ -251,6 +268,11 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return tensors
 
 
+def as_doubles(inputs: Any) -> Any:
+    """Cast all floating point numbers among inputs to double precision."""
+    return tree_map(lambda t: t.double() if is_float(t) else t, inputs)
+
+
 def is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -262,7 +284,7 @@ def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Ch
     living = {mix.node.name for mix in channels.mixes}
     graphs = zip(baked.graphs.regions, source.graphs.regions, target.graphs.regions, strict=True)
     for mine, region, smaller in graphs:
-        inputs = tree_map(lambda t: t.double() if is_float(t) else t, mine.inputs)
+        inputs = as_doubles(mine.inputs)
         with in_eval_mode(source), in_eval_mode(target), default_precision():
             expected, actual = run_nodes(source, region.eval, inputs), run_nodes(target, smaller.eval, inputs)
         values = channels.values[list(baked.graphs).index(mine.eval)]
