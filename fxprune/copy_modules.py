@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import functools
 import types
 from collections import OrderedDict
 from typing import Any
@@ -44,7 +45,14 @@ def is_plain_dict(value: Any) -> bool:
 
 def is_copied_by_state(module: nn.Module) -> bool:
     """Whether a module leaves it to Python and torch how it is copied: its class, and what it holds."""
-    kind = type(module)
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
+    kind: Any = type(module)
+    return is_class_copied_by_state(kind) and vars(module).keys().isdisjoint(own)
+
+
+@functools.cache
+def is_class_copied_by_state(kind: Any) -> bool:
+    """Whether a class of modules does so."""
     own = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
     return (
         kind.__reduce__ is object.__reduce__
@@ -53,5 +61,4 @@ def is_copied_by_state(module: nn.Module) -> bool:
         and kind not in copyreg.dispatch_table
         and not any(hasattr(kind, name) for name in own)
         and not any("__slots__" in vars(each) for each in kind.__mro__)
-        and vars(module).keys().isdisjoint(("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__"))
     )

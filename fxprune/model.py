@@ -412,7 +412,7 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
 
 def read_tensor(module: nn.Module, name: str) -> Any:
     """Read a tensor of a module as it is in eval mode; read in training, spectral norm goes on estimating."""
-    if not hasattr(module, "parametrizations"):
+    if "parametrizations" not in module._modules:
         return getattr(module, name)
     with in_eval_mode(module):
         return getattr(module, name)

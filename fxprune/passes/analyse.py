@@ -150,8 +150,9 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
 def tensors_of(model: TracedModel) -> Iterator[tuple[str, Tensor]]:
     """Go through the parameters and buffers of what was traced, each under its first name there."""
     seen: set[int] = set()
+    whole = model.user is None
     for name, tensor in named_tensors(model):
-        if id(tensor) not in seen and not name.startswith("fxprune.") and is_traced(model, name):
+        if id(tensor) not in seen and not name.startswith("fxprune.") and (whole or is_traced(model, name)):
             seen.add(id(tensor))
             yield name, tensor
 

@@ -70,6 +70,7 @@ class Plan:
     closed: Tensor  # bool, [units]; those that nothing reads or counts, whether they go or stay
     muted: list[Muted]
     alive: dict[Shadow, dict[int, Tensor]] = field(default_factory=dict, repr=False)  # what `alive_along` has found
+    living: dict[Tensor, Tensor] = field(default_factory=dict, repr=False)  # by ids, which many shadows share
 
     def alive_along(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         """For each dimension of a tensor that has channels, which of its indexes stay."""
@@ -80,12 +81,14 @@ class Plan:
     def find_alive(self, channels: Channels, shadow: Shadow) -> dict[int, Tensor]:
         alive: dict[int, Tensor] = {}
         for ids in shadow.ids:
-            keep = ~self.dead[channels.units[ids]]
-            keep = compress(keep) if len(varying(ids)) > 1 else keep
-            for dim in varying(ids):
+            if ids not in self.living:
+                keep = ~self.dead[channels.units[ids]]
+                self.living[ids] = compress(keep) if len(varying(ids)) > 1 else keep
+            keep, dims = self.living[ids], varying(ids)
+            for dim in dims:
                 index = keep.reshape(-1) if varying(keep) == [dim] else keep.reshape(-1)[:1]
                 index = index.expand(shadow.shape[dim])
-                if len(varying(ids)) == 1 or varying(keep) == [dim]:
+                if len(dims) == 1 or varying(keep) == [dim]:
                     alive[dim] = alive[dim] & index if dim in alive else index
         return alive
 

@@ -39,10 +39,12 @@ def find_pins(channels: Channels) -> tuple[PinnedBy, ...]:
     named = torch.zeros(len(channels.units), dtype=torch.bool)
     for ids in channels.pins.values():
         named[ids] = True
-    met = (ends == PINNED).any(0).split([edges.size(1) for _, edges in channels.ties])
-    for (node, edges), here in zip(channels.ties, met, strict=True):
-        other = edges.amax(0)[here] if bool(here.any()) else edges[0, :0]
-        if node is not None and len(other) and not bool(named[other].all()):
+    met = (ends == PINNED).any(0)
+    numbers = torch.arange(len(channels.ties)).repeat_interleave(torch.tensor([t.size(1) for _, t in channels.ties]))
+    for number in numbers[met].unique().tolist() if channels.ties else ():
+        node, edges = channels.ties[number]
+        other = edges.amax(0)[(edges == PINNED).any(0)]
+        if node is not None and not bool(named[other].all()):
             where = str(node.meta.get("where", node.name))
             reasons.setdefault(("tied to what is no channel, such as an input of the model", where), []).append(other)
     counts = {reason: int(rows[torch.unique(tied[torch.cat(ids)])].sum()) for reason, ids in reasons.items()}

@@ -124,7 +124,7 @@ class IdTable:
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Unite two id tensors position by position; they broadcast."""
-        if a is b:
+        if a is b or (a.shape == b.shape and a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
             return
         a, b = torch.broadcast_tensors(a, b)
         ends = torch.stack([a.reshape(-1), b.reshape(-1)])
@@ -213,13 +213,13 @@ def join(units: Tensor, edges: list[Tensor]) -> Tensor:
     """Unite the classes at both ends of each edge, [2, n]: repeated minima and pointer jumping."""
     if not edges:
         return units
-    ends, others = torch.cat(edges, 1)
+    a, b = units[torch.cat(edges, 1)]
     while True:
-        a, b = units[ends], units[others]
-        apart = a != b
-        if not apart.any():
+        apart = (a != b).nonzero().reshape(-1)
+        if not len(apart):
             return units
-        ends, others, a, b = ends[apart], others[apart], a[apart], b[apart]
+        a, b = a[apart], b[apart]
         units = units.scatter_reduce(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
-        while not torch.equal(units, units[units]):
-            units = units[units]
+        while not torch.equal(units, further := units[units]):
+            units = further
+        a, b = units[a], units[b]
