@@ -221,7 +221,7 @@ def compare_open(record: Record, subject: Subject, prepared: PreparedModel) -> N
         with record.stage("trace" if stage == "exactness" else stage, needed=False):
             found = compare(expected, outputs_of(prepared, inputs))
             note(result, stage, "trace_error", found.error)
-            if not (found.error <= subject.tolerance or is_rounding(subject, found.error, inputs)):
+            if not (found.error <= subject.tolerance or is_rounding(subject, subject.model, found.error, inputs)):
                 message = f"the prepared model, all gates open, differs from the original by {found.error:.1e}"
                 result.fail(result.stage, "Differs", message)
 
@@ -236,7 +236,7 @@ def compare_closed(record: Record, subject: Subject, prepared: PreparedModel, co
         with record.stage(stage, needed=False):
             found = compare(outputs_of(prepared, inputs), outputs_of(compact, inputs))
             note(result, stage, "error", found.error)
-            if not (found.error <= subject.tolerance or is_rounding(subject, found.error, inputs)):
+            if not (found.error <= subject.tolerance or is_rounding(subject, compact, found.error, inputs)):
                 message = f"the compact model differs from the prepared one by {found.error:.1e}"
                 result.fail(stage, "Differs", message)
             if stage == "exactness":
@@ -245,13 +245,13 @@ def compare_closed(record: Record, subject: Subject, prepared: PreparedModel, co
                     result.fail(stage, "Vacuous", f"the outputs vary by {result.variation:.1e} of their size only")
 
 
-def is_rounding(subject: Subject, error: float, inputs: Inputs) -> bool:
-    """Whether a model in single precision moves as far when the last bit of every weight does."""
+def is_rounding(subject: Subject, model: nn.Module, error: float, inputs: Inputs) -> bool:
+    """Whether a model in single precision, the original or what became of it, moves as far with its last bits."""
     if subject.precision != "single":
         return False
-    moved = copy.deepcopy(subject.model)
+    moved = copy.deepcopy(model)
     move_last_bits(moved.parameters())
-    return error <= MOST_ROUNDINGS * compare(outputs_of(subject.model, inputs), outputs_of(moved, inputs)).error
+    return error <= MOST_ROUNDINGS * compare(outputs_of(model, inputs), outputs_of(moved, inputs)).error
 
 
 def note(result: Result, stage: str, field: str, error: float) -> None:
