@@ -374,18 +374,11 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def share_tensors(tensors: Iterable[Tensor]) -> dict[int, Any]:
     """Give the memo with which a deep copy has tensors of its own for these that hold the same memory."""
-    return {id(tensor): like(tensor, tensor.detach()) for tensor in tensors}
-
-
-def cast_tensors(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
-    """Give the memo with which a deep copy has its floating point tensors in another precision."""
-    tensors = {id(t): t for _, t in named_tensors(model) if t.is_floating_point()}
-    return {key: like(t, t.detach().to(dtype, copy=True)) for key, t in tensors.items()}
-
-
-def like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Make values a parameter where a tensor is one."""
-    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        shared = tensor.detach()
+        memo[id(tensor)] = nn.Parameter(shared, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shared
+    return memo
 
 
 def states_of(model: nn.Module) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from fxprune.model import (
     PreparedModel,
     TracedModel,
     bind_inputs,
-    cast_tensors,
     in_eval_mode,
     named_tensors,
+    share_tensors,
     tensors_in,
 )
 from fxprune.output_scale import find_scale
@@ -71,18 +71,19 @@ def check_module(
     """Compare one traced module of the models."""
     precision = next((p.dtype for p in model.parameters()), torch.float32)
     given, expected = run_varied(model.get_submodule(path), inputs)
-    runs = list(zip(expected, run_all(compact.get_submodule(path), given), strict=True))
+    runs = pair(expected, run_all(compact.get_submodule(path), given))
     error = measure(runs)
     if error <= (DOUBLE if precision is torch.float64 else SINGLE):
         return error
-    frozen = as_double(freeze_masks(model) if isinstance(model, PreparedModel) else source)
+    frozen = make_double(freeze_masks(model)) if isinstance(model, PreparedModel) else as_double(source)
     doubled = as_doubles(given)
     with default_precision():
         exact = run_all(frozen.get_submodule(path), doubled)
-        difference = measure_double(exact, compact, path, doubled)
+        difference = measure(pair(exact, run_all(as_double(compact).get_submodule(path), doubled)))
         if difference > DOUBLE and precision is not torch.float64:
             with in_double(source):
-                difference = measure_double(exact, shrink_again(), path, doubled)
+                again = make_double(shrink_again())
+            difference = measure(pair(exact, run_all(again.get_submodule(path), doubled)))
     reason = ""
     if difference > DOUBLE:
         refuse_random(model.get_submodule(path), inputs)
@@ -90,7 +91,7 @@ def check_module(
             explained = difference <= MOST_ROUNDINGS * measure_rounding(frozen, path, doubled[0])
         reason = "" if explained else f"{difference:.1e} of their range"
     if not reason and precision is not torch.float64:
-        own = measure(list(zip(exact, expected, strict=True)), is_near=True)
+        own = measure(pair(exact, expected), is_near=True)
         found = measure(runs, is_near=True)
         if not found <= MOST_LOSS * max(own, SINGLE):
             reason = f"{found:.1e} of their range, though it rounds by {own:.1e} only"
@@ -105,9 +106,9 @@ def refuse_random(model: nn.Module, inputs: Inputs) -> None:
         raise FxpruneError("the model gives random outputs in eval mode, so it cannot be compared; pass check=False")
 
 
-def measure_double(exact: list[list[Tensor]], compact: TracedModel, path: str, doubled: list[Inputs]) -> float:
-    """Compare outputs with those of one traced module of a smaller model, in double precision."""
-    return measure(list(zip(exact, run_all(as_double(compact).get_submodule(path), doubled), strict=True)))
+def pair(expected: list[list[Tensor]], actual: list[list[Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Put the outputs of two models beside each other, run by run."""
+    return list(zip(expected, actual, strict=True))
 
 
 def is_rounding(source: TracedModel, other: TracedModel, path: str, inputs: Inputs) -> bool:
@@ -120,22 +121,28 @@ def is_rounding(source: TracedModel, other: TracedModel, path: str, inputs: Inpu
 
 
 def as_double(model: TracedModel) -> TracedModel:
-    """Copy a model into double precision, with the casts to lower ones that its code holds.
+    """Copy a model into double precision."""
+    return make_double(copy.deepcopy(model, share_tensors(tensor for _, tensor in named_tensors(model))))
+
+
+def make_double(model: TracedModel) -> TracedModel:
+    """Turn a model into double precision, with the casts to lower ones that its code holds, a tensor after the other.
 
     Its guards, which the model itself has passed, are left out: that which asks for a precision finds another one.
     """
-    copied = copy.deepcopy(model, cast_tensors(model, torch.float64)).to(torch.float64)
-    for node in [node for graph in copied.graphs for node in graph.nodes]:
+    codes = [run.codes for run in model.runs]
+    model.to(torch.float64)
+    for node in [node for graph in model.graphs for node in graph.nodes]:
         if node.target is check_guard:
             node.graph.erase_node(node)
             continue
         if node.op == "call_method" and node.target in CASTS:
             node.target = "double"
         node.args, node.kwargs = tree_map(lambda t: torch.float64 if t in PRECISIONS else t, (node.args, node.kwargs))
-    copied.set_graphs(copied.graphs)
-    for run, known in zip(copied.runs, model.runs, strict=True):
-        run.compile(known.codes)  # calls the layers that the model calls, whatever its owner has made of them
-    return copied
+    model.set_graphs(model.graphs)
+    for run, known in zip(model.runs, codes, strict=True):
+        run.compile(known)  # calls the layers that the model calls, whatever its owner has made of them
+    return model
 
 
 @contextmanager
@@ -195,7 +202,7 @@ def run_both(source: nn.Module, compact: nn.Module, inputs: Inputs) -> list[tupl
     Raises FxpruneError where nothing that the source gives is a number.
     """
     given, expected = run_varied(source, inputs)
-    return list(zip(expected, run_all(compact, given), strict=True))
+    return pair(expected, run_all(compact, given))
 
 
 @torch.no_grad()
