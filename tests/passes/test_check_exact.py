@@ -175,3 +175,25 @@ def test_inputs_of_nan_are_refused() -> None:
     prepared = fxprune.prepare(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8))
     with pytest.raises(FxpruneError, match="nothing can be compared: look at the inputs"):
         fxprune.convert(prepared, torch.full((4, 8), NAN))
+
+
+def test_each_model_runs_once_in_each_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    prepared = fxprune.prepare(model.eval(), torch.randn(4, 8))
+    fxprune.prune(prepared)
+    calls: list[str] = []
+    prepared.register_forward_hook(lambda module, args, output: calls.append(str(output.dtype)))  # copies keep hooks
+    monkeypatch.setattr(check_exact, "SINGLE", 0.0)
+    monkeypatch.setattr(check_exact, "MOST_LOSS", INF)
+    fxprune.convert(prepared)
+    assert sorted(calls) == 4 * ["torch.float32"] + 4 * ["torch.float64"]  # both models, on two inputs
+
+
+def test_a_copy_in_double_precision_leaves_the_model_as_it_is() -> None:
+    prepared = fxprune.prepare(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8))
+    fxprune.prune(prepared)
+    before = {name: tensor.clone() for name, tensor in prepared.named_parameters()}
+    copied = check_exact.make_double(check_exact.freeze_masks(prepared))
+    assert {p.dtype for p in copied.parameters()} == {torch.float64}
+    for name, tensor in prepared.named_parameters():
+        assert torch.equal(tensor, before[name])

@@ -1,0 +1,48 @@
+"""Python's search for circles of references: off while a model is prepared or converted, and as it was behind that."""
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import TraceError
+
+seen: list[bool] = []
+
+
+class Looks(nn.Module):
+    """A layer whose code notes whether Python looks for circles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen.append(gc.isenabled())
+        return self.second(self.first(x).relu())
+
+
+def test_circles_are_not_looked_for_meanwhile_and_are_again_behind() -> None:
+    seen.clear()
+    assert gc.isenabled()
+    fxprune.convert(fxprune.prepare(Looks(), torch.randn(4, 8)))
+    assert seen
+    assert not any(seen)
+    assert gc.isenabled()
+
+
+def test_they_are_looked_for_again_where_a_model_is_refused() -> None:
+    with pytest.raises(TraceError):
+        fxprune.prepare(Looks(), torch.randn(4, 9))
+    assert gc.isenabled()
+
+
+def test_who_has_switched_the_search_off_finds_it_off() -> None:
+    gc.disable()
+    try:
+        fxprune.prepare(Looks(), torch.randn(4, 8))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
