@@ -35,7 +35,7 @@ from fxprune.passes.regions import trace_regions
 from fxprune.passes.resize_original import Model, resize_original
 from fxprune.passes.shrink import shrink
 from fxprune.passes.trace import require_runs
-from fxprune.pause_collection import pause_collection
+from fxprune.run_alone import run_alone
 from fxprune.scheduler import find_masked
 from fxprune.sharding import is_sharded
 from fxprune.vector_width import VECTOR
@@ -44,7 +44,7 @@ Heads = Literal["whole", "inner"]
 Shapes = Literal["free", "rectangles"]
 
 
-@pause_collection()
+@run_alone()
 def prepare(
     model: nn.Module,
     example_inputs: Any = None,
@@ -126,7 +126,7 @@ def convert(
 ) -> Model: ...  # fmt: skip
 
 
-@pause_collection()
+@run_alone()
 def convert(
     model: nn.Module,
     example_inputs: Any = None,

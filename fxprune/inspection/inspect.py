@@ -21,12 +21,14 @@ from fxprune.passes.decompose import decompose
 from fxprune.passes.exclude import Pattern, find_excluded
 from fxprune.passes.find_pins import find_pins
 from fxprune.passes.regions import trace_regions
+from fxprune.run_alone import run_alone
 from fxprune.stripes.cost import CPU
 from fxprune.stripes.lower import Choice, choose_layers
 from fxprune.stripes.lowering import KINDS
 from fxprune.stripes.step import LoweredLayer, StripeStep
 
 
+@run_alone()
 def inspect(model: nn.Module, inputs: Any = None, exclude: Sequence[Pattern] = ()) -> Inspection:
     """Say what of a model can be pruned at channel granularity, what cannot, and because of which line of its code.
 

@@ -51,6 +51,7 @@ class RNI(NormScales):
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
         if any(isinstance(module, nn.SyncBatchNorm) for module in norms):
             raise FxpruneError("RNI has no synchronised batch norm; prepare the model with its ordinary ones")
+        refuse_tied(model, norms)
         with torch.random.fork_rng(devices=[]):
             for module in norms:
                 module.__class__ = make_receding(type(module))
@@ -58,15 +59,36 @@ class RNI(NormScales):
                 nn.init.zeros_(module.bias).requires_grad_(False)  # keeps its name in the state dict, and is not read
 
     def restore(self, model: nn.Module) -> None:
+        done: set[int] = set()  # several may share one weight
         for module in model.modules():
             if isinstance(module, _BatchNorm) and isinstance(module, Receding):
                 object.__setattr__(module, "__class__", module.ordinary)
-                module.weight.data = module.weight.data.sigmoid()
+                if id(module.weight) not in done:
+                    module.weight.data = module.weight.data.sigmoid()
+                done.add(id(module.weight))
                 module.bias.data = torch.zeros_like(module.bias)
                 module.bias.requires_grad_(module.weight.requires_grad)
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else super().options(kind, lr, weight_decay)
+
+
+def refuse_tied(model: nn.Module, norms: list[_BatchNorm]) -> None:
+    """Raise FxpruneError where the scale or shift of a batch norm is something else, too."""
+    scales, shifts = {id(norm.weight) for norm in norms}, {id(norm.bias) for norm in norms}
+    uses: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            own = isinstance(module, _BatchNorm) and id(parameter) in (scales if name == "weight" else shifts)
+            if id(parameter) in scales | shifts and not (
+                own and (id(parameter) in scales) != (id(parameter) in shifts)
+            ):
+                uses.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
+    for names in uses.values():
+        raise FxpruneError(
+            f"{names[0]} is a batch norm's scale or shift, too, and RNI makes something else of those: give each a "
+            "parameter of its own, or take another method, such as fxprune.NetworkSlimming()"
+        )
 
 
 class Receding:

@@ -178,7 +178,8 @@ def check_equal(resized: nn.Module, compact: TracedModel, inputs: Inputs) -> Non
     precision = next((p.dtype for p in compact.parameters()), torch.float32)
     for path, given in entries(compact, inputs):
         try:
-            error = compare(compact.get_submodule(path), resized.get_submodule(path), given)
+            with torch.random.fork_rng(devices=[]):
+                error = compare(compact.get_submodule(path), resized.get_submodule(path), given)
         except Exception as failure:
             reason = f"its code fails with these sizes, {find_error(failure)}: {failure}"
             raise cannot_hold(compact, reason) from failure

@@ -150,5 +150,5 @@ def kept_state(root: nn.Module) -> Iterator[None]:
             each.extend(before) if isinstance(each, list) else each.update(before)
         with torch.no_grad():
             for name, buffer in root.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])  # and no other: a backward pass may wait for it

@@ -13,6 +13,7 @@ from fxprune.errors import PlanError
 from fxprune.model import PreparedModel, Rewrite, Step, TracedModel, find_tensor
 from fxprune.passes.record import differs
 from fxprune.passes.replay import replay
+from fxprune.run_alone import run_alone
 from fxprune.saving.container import read_file
 from fxprune.saving.plan_text import read_steps
 from fxprune.saving.save import names_of
@@ -20,6 +21,7 @@ from fxprune.stripes.replay import replay_stripes
 from fxprune.stripes.step import StripeStep
 
 
+@run_alone()
 def load(fresh_model: nn.Module, path: str | Path | None = None) -> TracedModel:
     """Return the converted model that `save` wrote, made from a copy of `fresh_model`.
 

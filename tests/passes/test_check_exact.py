@@ -185,6 +185,7 @@ def test_each_model_runs_once_in_each_precision(monkeypatch: pytest.MonkeyPatch)
     prepared.register_forward_hook(lambda module, args, output: calls.append(str(output.dtype)))  # copies keep hooks
     monkeypatch.setattr(check_exact, "SINGLE", 0.0)
     monkeypatch.setattr(check_exact, "MOST_LOSS", INF)
+    monkeypatch.setattr(check_exact, "MUCH", INF)
     fxprune.convert(prepared)
     assert sorted(calls) == 4 * ["torch.float32"] + 4 * ["torch.float64"]  # both models, on two inputs
 
@@ -197,3 +198,89 @@ def test_a_copy_in_double_precision_leaves_the_model_as_it_is() -> None:
     assert {p.dtype for p in copied.parameters()} == {torch.float64}
     for name, tensor in prepared.named_parameters():
         assert torch.equal(tensor, before[name])
+
+
+class Tied(nn.Module):
+    """Two batch norms of one scale."""
+
+    def __init__(self, other: str = "weight") -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+        self.norm, self.last = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        if other == "weight":
+            self.last.weight = self.norm.weight
+        else:
+            self.norm.weight = self.first.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.head(self.last(self.second(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_of_one_scale_recede_together(dtype: torch.dtype) -> None:
+    model, x = Tied().to(dtype).eval(), torch.randn(4, 3, 12, 12, dtype=dtype)
+    prepared = fxprune.prepare(model, x, method=fxprune.RNI())
+    fxprune.prune(prepared)
+    torch.testing.assert_close(fxprune.convert(prepared)(x), prepared(x))
+
+
+def test_a_scale_that_is_something_else_too_is_refused() -> None:
+    with pytest.raises(FxpruneError, match=r"(first\.bias|norm\.weight) is a batch norm's scale or shift, too"):
+        fxprune.prepare(Tied("bias"), torch.randn(4, 3, 12, 12), method=fxprune.RNI())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_stands_for_the_model_in_double_is_compared_with_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restore(self: fxprune.RNI, model: nn.Module) -> None:
+        real(self, model)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data = module.weight.data.sigmoid()  # once more, in all that is compared
+
+    real = fxprune.RNI.restore
+    model, x = Tied().to(dtype).eval(), torch.randn(4, 3, 12, 12, dtype=dtype)
+    prepared = fxprune.prepare(model, x, method=fxprune.RNI())
+    fxprune.prune(prepared)
+    monkeypatch.setattr(fxprune.RNI, "restore", restore)
+    with pytest.raises(ExactnessError, match="from its own in double precision"):
+        fxprune.convert(prepared)
+
+
+def test_damage_is_seen_beside_the_rounding_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    x = torch.randn(4, 3, 12, 12).bfloat16()
+    prepared = fxprune.prepare(model.bfloat16().eval(), x)
+    fxprune.prune(prepared)
+    real = fxprune.api.shrink_all
+
+    def damage(*args, **kwargs):
+        compact, plan = real(*args, **kwargs)
+        compact.get_submodule("2").weight.data[0, 0, 0, 0] += 1.0
+        return compact, plan
+
+    fxprune.convert(prepared)
+    monkeypatch.setattr(fxprune.api, "shrink_all", damage)
+    with pytest.raises(ExactnessError):
+        fxprune.convert(prepared)
+
+
+def test_the_random_state_and_a_backward_that_waits_are_left_alone() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.first(x)).relu()
+            return self.second(x + 0 * torch.randn_like(x))
+
+    prepared = fxprune.prepare(Draws(), torch.randn(4, 8))
+    loss = prepared(torch.randn(4, 8)).sum()
+    before = torch.get_rng_state()
+    fxprune.convert(prepared)
+    assert torch.equal(torch.get_rng_state(), before)
+    loss.backward()

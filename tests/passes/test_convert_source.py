@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fxprune
@@ -76,7 +77,13 @@ def test_the_rounding_of_absorbed_constants_is_no_difference(monkeypatch: pytest
     zero_filters(model, 0.5)
     monkeypatch.setattr(checks, "SINGLE", 0.0)
     monkeypatch.setattr(checks, "DOUBLE", 1e-13)
-    monkeypatch.setattr(checks, "measure_rounding", lambda *_: 0.0)
+    real = checks.measure_rounding
+
+    def forgive_no_bit_of_double(model: nn.Module, *given: Any) -> float:
+        is_double = next(model.parameters()).dtype is torch.float64 and len(given) == 3
+        return 0.0 if is_double else real(model, *given)
+
+    monkeypatch.setattr(checks, "measure_rounding", forgive_no_bit_of_double)
     before = copy.deepcopy(model.state_dict())
     compact = fxprune.convert(model, varied_images(2, 3, 12).float())
     assert compact.report.parameters_after < compact.report.parameters_before

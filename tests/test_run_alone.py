@@ -1,6 +1,7 @@
-"""Python's search for circles of references: off while a model is prepared or converted, and as it was behind that."""
+"""How passes run: one call at a time, and without a search for circles of references, which goes on behind them."""
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -46,3 +47,22 @@ def test_who_has_switched_the_search_off_finds_it_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_threads_prepare_one_after_the_other() -> None:
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            fxprune.convert(fxprune.prepare(Looks(), torch.randn(4, 8)))
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert Looks().training
