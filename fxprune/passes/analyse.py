@@ -7,7 +7,7 @@ import operator
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
         run.plain,
         run.widths,
         {name: rows for name, rows in table.weights.items() if len(run.parameters[name].shape) > 1},
-        table.readers,
+        agree_on_constants(table.readers),
         table.mixes,
         table.products,
         table.used,
@@ -145,6 +145,20 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
         list(zip(table.tied_by, table.edges, strict=True)),
         whole_heads,
     )
+
+
+def agree_on_constants(readers: list[Reader]) -> list[Reader]:
+    """Know of what a weight reads only what all graphs know alike: its bias, which takes that in, is one for all."""
+    agreed: dict[str | None, Constant] = {}
+    for reader in readers:
+        value, known = agreed.get(reader.source, reader.constant)
+        same = known & reader.constant.known & (value == reader.constant.value)
+        agreed[reader.source] = Constant(value, same)
+    graphs: dict[str | None, set[fx.Graph]] = {}
+    for reader in readers:
+        graphs.setdefault(reader.source, set()).add(reader.node.graph)
+    shared = {source for source, users in graphs.items() if source is not None and len(users) > 1}
+    return [replace(r, constant=agreed[r.source]) if r.source in shared else r for r in readers]
 
 
 def tensors_of(model: TracedModel) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fxprune
@@ -109,3 +109,29 @@ def test_rounding_is_told_from_a_difference_by_the_last_bits_of_the_weights(monk
     monkeypatch.setattr(fxprune.api, "shrink", shrink)
     with pytest.raises(ExactnessError):
         fxprune.convert(prepared)
+
+
+class Modes(nn.Module):
+    """A layer for each mode, in front of one that both read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.trained, self.evaluated = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = self.trained(x) if self.training else self.evaluated(x)
+        return self.last(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("trained", "evaluated", "goes"), [(1.0, 1.0, 1), (1.0, 0.0, 0), (0.0, 1.0, 0), (1.0, 2.0, 0)])
+def test_a_bias_takes_in_what_is_the_same_in_both_modes(trained: float, evaluated: float, goes: int) -> None:
+    model, x = Modes().double().eval(), varied_images(2, 3, 12)
+    with torch.no_grad():
+        for layer, constant in ((model.trained, trained), (model.evaluated, evaluated)):
+            layer.weight[0], layer.bias[0] = 0, constant
+    compact = fxprune.convert(model, x)
+    assert compact.report.units_removed == goes
+    for training in (False, True):
+        torch.testing.assert_close(compact.train(training)(x), model.train(training)(x))
