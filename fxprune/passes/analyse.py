@@ -149,16 +149,17 @@ def analyse(model: TracedModel, constants: bool = True, whole_heads: bool = True
 
 def agree_on_constants(readers: list[Reader]) -> list[Reader]:
     """Know of what a weight reads only what all graphs know alike: its bias, which takes that in, is one for all."""
-    agreed: dict[str | None, Constant] = {}
-    for reader in readers:
-        value, known = agreed.get(reader.source, reader.constant)
-        same = known & reader.constant.known & (value == reader.constant.value)
-        agreed[reader.source] = Constant(value, same)
     graphs: dict[str | None, set[fx.Graph]] = {}
     for reader in readers:
         graphs.setdefault(reader.source, set()).add(reader.node.graph)
     shared = {source for source, users in graphs.items() if source is not None and len(users) > 1}
-    return [replace(r, constant=agreed[r.source]) if r.source in shared else r for r in readers]
+    agreed: dict[tuple[str | None, torch.Size], Constant] = {}  # a weight and its transpose are not absorbed anyway
+    for reader in readers:
+        if reader.source in shared:
+            key, (value, known) = (reader.source, reader.constant.value.shape), reader.constant
+            before = agreed.get(key, reader.constant)
+            agreed[key] = Constant(before.value, before.known & known & (before.value == value))
+    return [replace(r, constant=agreed[r.source, r.constant.value.shape]) if r.source in shared else r for r in readers]
 
 
 def tensors_of(model: TracedModel) -> Iterator[tuple[str, Tensor]]:
