@@ -76,19 +76,15 @@ class RNI(NormScales):
 def refuse_tied(model: nn.Module, norms: list[_BatchNorm]) -> None:
     """Raise FxpruneError where the scale or shift of a batch norm is something else, too."""
     scales, shifts = {id(norm.weight) for norm in norms}, {id(norm.bias) for norm in norms}
-    uses: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            own = isinstance(module, _BatchNorm) and id(parameter) in (scales if name == "weight" else shifts)
-            if id(parameter) in scales | shifts and not (
-                own and (id(parameter) in scales) != (id(parameter) in shifts)
-            ):
-                uses.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
-    for names in uses.values():
-        raise FxpruneError(
-            f"{names[0]} is a batch norm's scale or shift, too, and RNI makes something else of those: give each a "
-            "parameter of its own, or take another method, such as fxprune.NetworkSlimming()"
-        )
+            role = name if isinstance(module, _BatchNorm) else ""
+            if (id(parameter) in scales and role != "weight") or (id(parameter) in shifts and role != "bias"):
+                raise FxpruneError(
+                    f"{path + '.' if path else ''}{name} is a batch norm's scale or shift, too, and RNI makes "
+                    "something else of those: give each a parameter of its own, or take another method, such as "
+                    "fxprune.NetworkSlimming()"
+                )
 
 
 class Receding:
