@@ -2,7 +2,7 @@
 
 The threshold is the order statistic T = v[floor((N - 1) s)] of the N magnitudes v = |w| / scale of all layers, and
 a weight stays open iff v > T. Nothing is sorted or concatenated: a strided sample gives a bracket around T, one pass
-in cache-sized blocks counts what lies above it and collects the few magnitudes inside, and T is picked from those.
+(`magnitudes.py`) counts what lies above it and collects the few magnitudes inside, and T is picked from those.
 A sample that misleads costs more passes and never the exactness. What comes out depends on the weights alone: a
 bracket remembered from the last step was tried, and saves a quarter at best where the threshold hardly moves, and
 costs a second pass where it does.
@@ -15,7 +15,7 @@ Magnitudes are ordered as their bits are, read as an integer, so brackets are pa
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError, TargetError
+from fxprune.methods.magnitudes import Layer, count_magnitudes
 
-_ROWS = 8  # a block is searched in columns of so many magnitudes: few columns hold one inside the bracket
-_CPU_BLOCK = 1 << 20  # magnitudes; smaller ones fit a closer cache, but then the threads wait for each other more
-_GPU_BLOCK = 1 << 22  # few waits for the device in little memory; float32 counts as far as 1 << 24
 _SAMPLE = 1 << 19
 _FEW = 1 << 16  # so many magnitudes are collected whatever their share
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -74,7 +72,7 @@ def select_priced_threshold(
     if closed <= 0 or unit == 0:
         return torch.zeros((), dtype=dtype, device=device)
     layers = [
-        _Layer(name, _flatten(weights[name]), (scales or {}).get(name, 1.0), price // unit)
+        Layer(name, _flatten(weights[name]), (scales or {}).get(name, 1.0), price // unit)
         for name, price in cost.items()
     ]
     total = sum(layer.flat.numel() * layer.price for layer in layers)
@@ -108,15 +106,8 @@ def layer_threshold(threshold: Tensor, scale: float) -> Tensor:
     return tau
 
 
-class _Layer(NamedTuple):
-    name: str
-    flat: Tensor  # [n], in the order of storage where the weight is dense
-    scale: float
-    price: int
-
-
 class _Search(NamedTuple):
-    layers: list[_Layer]
+    layers: list[Layer]
     dtype: torch.dtype
     number: int  # of magnitudes
     total: int  # what they cost together
@@ -195,7 +186,7 @@ def _bracket(search: _Search, floor: _Point, ceiling: _Point, deviations: int) -
 
 def _sample_bracket(search: _Search, deviations: int) -> tuple[int, int]:
     """Guess bits (low, high] around the threshold, so many standard deviations of a sample to each side."""
-    stride = search.number // min(_SAMPLE, search.number // _ROWS)
+    stride = search.number // min(_SAMPLE, search.number // 8)
     while math.gcd(stride, 210) > 1:  # else it could hit the same places of every kernel
         stride += 1
     parts: list[tuple[Tensor, int]] = []
@@ -226,99 +217,25 @@ def _survey(search: _Search, low: int, high: int) -> _Survey:
 
     Raises FxpruneError where it meets a weight that is NaN or infinite.
     """
-    low_value, high_value = _from_bits(low, search.dtype), _from_bits(high, search.dtype)
     limit = _most_inside(search) if high - low > 1 else 0
-    low_point, high_point = _Point(low, search.total, search.number), _Point(high, search.total, search.number)
-    inside: list[tuple[Tensor, int]] = []
-    near: list[Tensor] = []  # columns with some inside, all of one price
-    held = 0  # magnitudes in these
-    cost = 1
-    for block, marks, price in _blocks(search):
-        if held > block.numel() or (held and price != cost):
-            inside.append((_cut_out(near, low_value, high_value), cost))
-            near, held = [], 0
-        above_low, above_high = (
-            torch.gt(block, value, out=marks).view(_ROWS, -1).sum(0) for value in (low_value, high_value)
-        )
-        # These sums are exact: whole numbers far below 2^24. A GPU is waited for once a block.
-        many, few, total = torch.stack([above_low.sum(), above_high.sum(), block.sum()]).tolist()
-        if not math.isfinite(total):
-            refuse_unfinite({layer.name: layer.flat for layer in search.layers})
-        low_point, high_point = _subtract(low_point, many, price), _subtract(high_point, few, price)
-        if many > few and high_point.number - low_point.number <= limit:
-            columns = _find_true(above_low != above_high)
-            near.append(block.view(_ROWS, -1).index_select(1, columns).flatten())
-            held, cost = held + near[-1].numel(), price
-    if not (inside or near) or high_point.number - low_point.number > limit:
+    low_value, high_value = _from_bits(low, search.dtype), _from_bits(high, search.dtype)
+    counts = count_magnitudes(search.layers, low_value, high_value, search.dtype, limit)
+    if not all(math.isfinite(count.largest) for count in counts):
+        refuse_unfinite({layer.name: layer.flat for layer in search.layers})
+    low_point = _Point(
+        low,
+        search.total - sum(count.above_low * count.price for count in counts),
+        search.number - sum(count.above_low for count in counts),
+    )
+    high_point = _Point(
+        high,
+        search.total - sum(count.above_high * count.price for count in counts),
+        search.number - sum(count.above_high for count in counts),
+    )
+    if not 0 < high_point.number - low_point.number <= limit:
         return _Survey(low_point, high_point, None)
-    if near:
-        inside.append((_cut_out(near, low_value, high_value), cost))
+    inside = [(count.inside, count.price) for count in counts if count.inside is not None]
     return _Survey(low_point, high_point, _order(inside, search.is_priced))
-
-
-def _find_true(marks: Tensor) -> Tensor:
-    """Give the indexes where marks are true; on the CPU numpy finds them in a third of the time that torch takes."""
-    if marks.device.type != "cpu":
-        return marks.nonzero().squeeze(1)
-    return torch.from_numpy(np.flatnonzero(marks.numpy()))
-
-
-def _cut_out(parts: list[Tensor], low: float, high: float) -> Tensor:
-    """Give the magnitudes in (low, high] of several parts, at once: it takes less than part by part."""
-    values = torch.cat([part.to(parts[0].device) for part in parts])
-    return values[(values > low) & (values <= high)]
-
-
-def _subtract(point: _Point, above: float, price: int) -> _Point:
-    """Leave out magnitudes that lie above a point."""
-    return _Point(point.bits, point.upto - int(above) * price, point.number - int(above))
-
-
-def _blocks(search: _Search) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield all magnitudes in blocks of whole columns, filled up with -1, each with a temporary of its size.
-
-    All of a block have the same price, which is the last. The two tensors are used again for the next block.
-    """
-    work = torch.empty(2, 0)
-    filled = price = 0
-    for layer in search.layers:
-        position = 0
-        if filled and layer.price != price:
-            yield *_fill_up(work, filled), price
-            filled = 0
-        price = layer.price
-        while position < layer.flat.numel():
-            if not work.numel() or work.device != layer.flat.device:
-                if filled:
-                    yield *_fill_up(work, filled), price
-                work, filled = _new_work(search, layer.flat.device), 0
-            piece = layer.flat[position : position + work.shape[1] - filled]
-            magnitude = work[0, filled : filled + piece.numel()]
-            if piece.dtype == search.dtype and piece.device == work.device:
-                torch.abs(piece, out=magnitude)  # one pass fewer
-            else:
-                magnitude.copy_(piece).abs_()
-            if layer.scale != 1.0:
-                magnitude.div_(layer.scale)
-            position += piece.numel()
-            filled += piece.numel()
-            if filled == work.shape[1]:
-                yield *_fill_up(work, filled), price
-                filled = 0
-    if filled:
-        yield *_fill_up(work, filled), price
-
-
-def _new_work(search: _Search, device: torch.device) -> Tensor:
-    block = _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
-    return torch.empty(2, min(block, search.number + -search.number % _ROWS), dtype=search.dtype, device=device)
-
-
-def _fill_up(work: Tensor, filled: int) -> tuple[Tensor, Tensor]:
-    size = filled + -filled % _ROWS
-    work[0, filled:size] = -1
-    block, marks = work[:, :size]
-    return block, marks
 
 
 def _most_inside(search: _Search) -> int:
@@ -327,10 +244,11 @@ def _most_inside(search: _Search) -> int:
 
 def _order(parts: Sequence[tuple[Tensor, int]], is_priced: bool) -> _Ordered:
     """Order the magnitudes of all parts together, whose prices stand beside them."""
-    values = torch.cat([part.cpu() for part, _ in parts])
-    bits, order = values.view(_BITS[values.dtype]).sort()  # many times as fast as a sort of floating point
+    bits = torch.cat([part.cpu() for part, _ in parts])
+    bits = bits.view(_BITS[bits.dtype])  # ordered many times as fast as floating point
     if not is_priced:
-        return _Ordered(bits, None)
+        return _Ordered(torch.from_numpy(np.sort(bits.numpy())), None)  # PyTorch would keep track of the order, too
+    bits, order = bits.sort()
     prices = torch.cat([torch.full((part.numel(),), price) for part, price in parts])
     return _Ordered(bits, prices[order].cumsum(0))
 

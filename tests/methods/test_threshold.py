@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxprune.errors import FxpruneError, TargetError
+from fxprune.methods import magnitudes
 from fxprune.methods import threshold as module
 from fxprune.methods.threshold import layer_threshold, select_priced_threshold, select_threshold
 
@@ -55,8 +56,8 @@ def test_any_weights_give_the_order_statistic(values: list[list[float]], sparsit
     weights = {f"layer{number}": torch.tensor(layer) for number, layer in enumerate(values)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_FEW", few)  # so that small examples are bracketed, sampled and narrowed too
-        patch.setattr(module, "_CPU_BLOCK", 16)
-        if sum(map(len, values)) < module._ROWS:
+        patch.setattr(magnitudes, "_CPU_BLOCK", 16)
+        if sum(map(len, values)) < 8:
             patch.setattr(module, "_FEW", 1 << 16)
         assert torch.equal(select_threshold(weights, sparsity), sorted_threshold(weights, sparsity))
 
@@ -222,7 +223,7 @@ def test_what_weights_cost_decides_where_they_have_prices(
     closed = math.ceil(share * sum(price * len(values) for values, price in layers))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_FEW", few)
-        patch.setattr(module, "_CPU_BLOCK", 16)
+        patch.setattr(magnitudes, "_CPU_BLOCK", 16)
         found = select_priced_threshold(weights, closed, prices=prices)
     values = torch.cat([weight.abs() for weight in weights.values()])
     costs = torch.cat([torch.full(weight.shape, prices[name]) for name, weight in weights.items()])
