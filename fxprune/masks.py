@@ -217,7 +217,20 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def set_gates(self, gates: Tensor) -> None:
-        """Set the gates of all units ([units], 0 is closed) and hand them to the masks and to the norms' records."""
+        """Set the gates of all units ([units], 0 is closed) and hand them to the masks and to the norms' records.
+
+        Raises FxpruneError where they are no tensor of that shape, or NaN or infinite.
+        """
+        if not isinstance(gates, Tensor) or gates.shape != self.gates.shape:
+            shown = f"shape {tuple(gates.shape)}" if isinstance(gates, Tensor) else f"type {type(gates).__name__}"
+            raise FxpruneError(
+                f"gates of {shown}: give a tensor of shape {tuple(self.gates.shape)}, a gate for each unit"
+            )
+        if not bool(gates.isfinite().all()):
+            raise FxpruneError("some of the gates are NaN or infinite: give 0 for closed, and 1 for open")
+        self._hand_out(gates)
+
+    def _hand_out(self, gates: Tensor) -> None:
         self.gates.copy_(gates)
         for mask in self._unit_masks():
             mask.scatter(self.gates)
@@ -286,7 +299,7 @@ class Masks(nn.Module):
         choice = self.costs.choose(scores, sparsity)
         self.threshold.copy_(choice.threshold)
         gates = self.method.gate(choice.magnitudes, choice.thresholds)
-        self.set_gates(gates * (self.gates > 0) if self.method.remembers else gates)
+        self._hand_out(gates * (self.gates > 0) if self.method.remembers else gates)
         if self.method.rescales:
             for mask in self._unit_masks():
                 mask.rescale(parameters[mask.parameter], self.method)

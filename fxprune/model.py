@@ -7,13 +7,14 @@ import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from fxprune.arguments import Arguments
 from fxprune.compile_graph import GraphCode, compile_graph, copy_graph, describe
 from fxprune.conversion_report import Report
 from fxprune.copy_modules import deep_copy
@@ -39,6 +40,7 @@ class Region:
     train: fx.Graph
     eval: fx.Graph
     inputs: Inputs
+    arguments: Arguments
 
     def __iter__(self) -> Iterator[fx.Graph]:
         yield self.eval
@@ -97,7 +99,7 @@ class Graphs:
         for region in self.regions:
             evaluated = rewrite(region.eval)
             train = evaluated if region.train is region.eval else rewrite(region.train)
-            regions.append(Region(region.path, train, evaluated, region.inputs))
+            regions.append(replace(region, train=train, eval=evaluated))
         return Graphs(regions)
 
     def pair_nodes(self, others: Graphs) -> dict[fx.Node, fx.Node]:
@@ -185,11 +187,7 @@ class TracedModel(nn.Module):
     @property
     def forward_signature(self) -> inspect.Signature:
         """What `forward` takes, as the user's model named it."""
-        if self.user is None and not self.runs[0].codes:
-            self.runs[0].compile()
-        run = self.runs[0].codes[False].run if self.user is None else self.user.forward
-        parameters = list(inspect.signature(run).parameters.values())
-        return inspect.Signature(parameters[1:] if self.user is None else parameters)
+        return self.runs[0].region.arguments.signature if self.user is None else inspect.signature(self.user.forward)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.user is None:
@@ -287,6 +285,7 @@ class RegionForward:
             self.compile()
         training = model.get_submodule(self.path).training if self.path else model.training
         code = self.codes[training]
+        args, kwargs = self.region.arguments.fit(args, kwargs)
         if torch.compiler.is_compiling():
             return code.run(model, *args, **kwargs)
         if self.unseen is not None:

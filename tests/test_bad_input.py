@@ -261,3 +261,56 @@ TWO = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
 def test_options_of_another_kind_are_refused_where_they_are_given(call, message: str) -> None:
     with pytest.raises(FxpruneError, match=message):
         call(make(fxprune.Feather(), "channel"))
+
+
+CALLS: list[Callable[[nn.Module], object]] = [
+    lambda model: fxprune.prepare(model, IMAGES),
+    lambda model: fxprune.prepare(model),
+    lambda model: fxprune.convert(model, IMAGES),
+    lambda model: fxprune.inspect(model, IMAGES),
+]
+IMAGES = torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_parameters_without_shapes_or_values_are_named(call: Callable[[nn.Module], object]) -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with pytest.raises(FxpruneError, match=r"0\.weight gets its shape in the first call of Sequential: call the model"):
+        call(lazy)
+    lazy(IMAGES)
+    call(lazy)
+    meta = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to("meta")
+    with pytest.raises(FxpruneError, match=r"0\.weight lies on the meta device .* load the weights"):
+        call(meta)
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_hooks_compute_are_refused_with_what_to_use_instead(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), getattr(nn.utils, name)(nn.Conv2d(8, 4, 3)))
+    model(IMAGES)
+    with pytest.raises(FxpruneError, match=rf"weight of 2 .*torch\.nn\.utils\.parametrizations\.{name} instead"):
+        fxprune.prepare(model, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("gates", "match"),
+    [
+        (torch.ones(3), r"gates of shape \(3,\): give a tensor of shape \(\d+,\)"),
+        ([1.0], "gates of type list"),
+        (None, "NaN or infinite"),
+    ],
+)
+def test_gates_that_are_none_are_refused(gates: object, match: str) -> None:
+    prepared, _, _ = followed()
+    before = state(prepared)
+    with pytest.raises(FxpruneError, match=match):
+        prepared.fxprune.set_gates(torch.full_like(prepared.fxprune.gates, float("nan")) if gates is None else gates)
+    torch.testing.assert_close(prepared.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_layer_that_makes_all_outputs_nan_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    model[1].running_var.fill_(-1.0)
+    with pytest.raises(FxpruneError, match="look at 1, which is the first layer to give such numbers"):
+        fxprune.convert(model, IMAGES)

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.api import check_arguments, find_inputs
+from fxprune.api import find_inputs
+from fxprune.check_arguments import check_arguments
 from fxprune.inspection.costs import batch_of, count_macs
 from fxprune.inspection.groups import count_rows, describe_groups, find_groups
 from fxprune.inspection.layers import list_layers

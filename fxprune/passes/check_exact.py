@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -242,12 +243,41 @@ def run_varied(model: nn.Module, inputs: Inputs) -> tuple[list[Inputs], list[lis
             outputs.append(outputs_of(model, noisy))
     found = [output for each in outputs for output in each if output.numel()]
     if found and not any(bool(output.isfinite().any()) for output in found):
-        odd = [f"the weights {n}" for n, t in named_tensors(model) if is_float(t) and not bool(t.isfinite().all())]
         raise FxpruneError(
             "all that the model gives for these inputs is NaN or infinite, so nothing can be compared: look at "
-            f"{odd[0] if odd else 'the inputs'}"
+            f"{find_unfinite(model, inputs)}"
         )
     return [inputs, larger], outputs
+
+
+@torch.no_grad()
+def find_unfinite(model: nn.Module, inputs: Inputs) -> str:
+    """Say where numbers that are none come from: weights, the inputs, or the first layer that makes them of others."""
+    for name, tensor in named_tensors(model):
+        if not is_finite(tensor):
+            return f"the weights {name}"
+    if not is_finite(inputs):
+        return "the inputs"
+    made: list[str] = []
+
+    def hear(module: nn.Module, given: Any, result: Any, name: str) -> None:
+        if is_finite(given) and not is_finite(result):
+            made.append(name)
+
+    layers = [(name, part) for name, part in model.named_modules() if name and not list(part.children())]
+    hooks = [part.register_forward_hook(partial(hear, name=name)) for name, part in layers]
+    try:
+        with in_eval_mode(model), kept_state(model):
+            outputs_of(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"{made[0]}, which is the first layer to give such numbers" if made else "the code between its layers"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no tensor of a value holds NaN or infinity."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_in(value))
 
 
 @torch.no_grad()

@@ -19,9 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxprune.arguments import read_arguments
 from fxprune.copy_modules import deep_copy
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
@@ -85,6 +88,7 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True
 def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool, askers: list[dict[str, Any]]) -> Region:
     """Trace one module in both modes, and note the globals of the code that asks for plain numbers."""
     module = root.get_submodule(path)
+    arguments = read_arguments(type(module).forward, inputs)
     modes = {part: part.training for part in module.modules()}
     try:
         earlier: dict[str, tuple[fx.Node, Any]] = {}
@@ -99,7 +103,7 @@ def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool, askers
         if path and node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
     same = train is evaluated or describe(train) == describe(evaluated)
-    return Region(path, evaluated if same else train, evaluated, inputs)
+    return Region(path, evaluated if same else train, evaluated, inputs, arguments)
 
 
 def changes_with_mode(module: nn.Module) -> bool:
@@ -119,10 +123,23 @@ def copy_model(model: nn.Module, share_weights: bool = False) -> nn.Module:
     try:
         return deep_copy(model, {id(p): p for p in model.parameters()} if share_weights else {})  # type: ignore[no-any-return]
     except (RuntimeError, TypeError, AttributeError) as error:
+        refuse_computed(model)
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({error}); fxprune works on a copy so that your model stays "
             "as it was: keep no open handles and no tensors with gradients in its attributes"
         ) from error
+
+
+def refuse_computed(model: nn.Module) -> None:
+    """Name a weight that a hook computes before each call, as torch's older normalisations of weights do."""
+    for name, part in model.named_modules():
+        for hook in part._forward_pre_hooks.values():
+            norm = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}.get(type(hook))
+            if norm is not None:
+                raise TraceError(
+                    f"the weight of {name or 'the model'} is computed by torch.nn.utils.{norm}, of which torch makes "
+                    f"no copy; use torch.nn.utils.parametrizations.{norm} instead"
+                )
 
 
 def trace_mode(
@@ -230,13 +247,7 @@ class ValueTracer(fx.Tracer):
         """Make a placeholder for each example input; arguments that were not given keep their defaults."""
         signature = inspect.signature(root_fn)
         args, kwargs = self.inputs
-        try:
-            bound = signature.bind(self.root, *args, **kwargs)
-        except TypeError as error:
-            raise TraceError(
-                f"{type(self.root).__name__}.forward{signature} does not take these example inputs: {error}; "
-                "pass them as a tensor, a tuple of positional arguments, or a dict of keyword arguments"
-            ) from error
+        bound = signature.bind(self.root, *args, **kwargs)
         self.defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
         self.names = {id(p): n for n, p in [*self.root.named_parameters(), *self.root.named_buffers()]}
         positional: list[Any] = []
