@@ -18,6 +18,7 @@ from fxprune.methods.targets import Latency
 from fxprune.methods.unit_costs import UnitCosts
 from fxprune.model import PreparedModel, as_example
 from fxprune.passes.measure_costs import check_reach_of_units
+from fxprune.run_alone import all_threads
 from fxprune.scheduler import find_masked
 from fxprune.sharding import on_first_rank
 
@@ -33,6 +34,7 @@ SECONDS = 6.0
 """For the timing of each network, at the most."""
 
 
+@all_threads()
 def meet_latency(
     prepared: PreparedModel, target: Latency, share: float, convert: Callable[[nn.Module], nn.Module]
 ) -> tuple[LatencyTrial, ...]:

@@ -66,3 +66,34 @@ def test_threads_prepare_one_after_the_other() -> None:
         thread.join()
     assert not errors
     assert Looks().training
+
+
+used: list[tuple[bool, int]] = []
+
+
+class Counts(Looks):
+    """Notes how many threads its code has, and whether tensors hold values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        used.append((type(x) is Tensor, torch.get_num_threads()))
+        return self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_models_run_in_all_threads_and_passes_in_one(count: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    used.clear()
+    try:
+        prepared = fxprune.prepare(Counts(), torch.randn(4, 8))
+        fxprune.convert(Counts(), torch.randn(4, 8))
+        assert torch.get_num_threads() == count
+        seen_by_passes = {threads for has_values, threads in used if not has_values}
+        with pytest.raises(TraceError):
+            fxprune.prepare(Counts(), torch.randn(4, 9))
+        assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert {threads for has_values, threads in used if has_values} == {count}
+    assert seen_by_passes == {1}
+    assert prepared.training

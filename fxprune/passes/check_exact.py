@@ -29,6 +29,7 @@ from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan, cut
 from fxprune.passes.guards import check_guard
 from fxprune.passes.watch import kept_state
+from fxprune.run_alone import all_threads
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CASTS = ("double", "float", "half", "bfloat16")
@@ -225,6 +226,7 @@ def run_both(source: nn.Module, compact: nn.Module, inputs: Inputs) -> list[tupl
     return pair(expected, run_all(compact, given))
 
 
+@all_threads()
 @torch.no_grad()
 def run_varied(model: nn.Module, inputs: Inputs) -> tuple[list[Inputs], list[list[Tensor]]]:
     """Run a model on the inputs, and on a larger batch of them with noise of their own size; whole numbers stay.
@@ -250,6 +252,7 @@ def run_varied(model: nn.Module, inputs: Inputs) -> tuple[list[Inputs], list[lis
     return [inputs, larger], outputs
 
 
+@all_threads()
 @torch.no_grad()
 def find_unfinite(model: nn.Module, inputs: Inputs) -> str:
     """Say where numbers that are none come from: weights, the inputs, or the first layer that makes them of others."""
@@ -280,6 +283,7 @@ def is_finite(value: Any) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors_in(value))
 
 
+@all_threads()
 @torch.no_grad()
 def run_all(model: nn.Module, given: list[Inputs]) -> list[list[Tensor]]:
     """Run a model in eval mode on several inputs, and list its outputs; its state stays."""
@@ -341,6 +345,7 @@ def is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+@all_threads()
 @torch.no_grad()
 def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Channels, plan: Plan) -> str:
     """Name the first node whose living channels differ between the two models, and its line in the user's model."""

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from fxprune.errors import TraceError
 from fxprune.model import Inputs, in_eval_mode
+from fxprune.run_alone import all_threads
 
 SIZES = (224, 32, 28, 64, 8, 299)
 
 
+@all_threads()
 def guess_inputs(model: nn.Module) -> Inputs:
     """Make a batch of two from the first layer's channels, features or vocabulary, of the first size that runs.
 

@@ -19,6 +19,7 @@ from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.trace import cannot_run, copy_model, trace, trace_region
 from fxprune.passes.watch import Calls, kept_state, sizes_in, watch_calls
+from fxprune.run_alone import all_threads
 
 ROUGH = 0.02
 """How far a graph may be from the code it was made of, in shares of the largest output: bfloat16 rounds by 0.004."""
@@ -40,7 +41,8 @@ def trace_regions(model: nn.Module, inputs: Inputs, check: bool = True) -> Trace
     except TraceError as error:
         root = copy_model(model)
         try:
-            calls = watch_calls(root, inputs)
+            with all_threads():
+                calls = watch_calls(root, inputs)
         except TraceError:
             raise error from None  # it says more
         try:
@@ -52,6 +54,7 @@ def trace_regions(model: nn.Module, inputs: Inputs, check: bool = True) -> Trace
             return trace_parts(model, copy_model(model), inputs, calls, error, hooked)
 
 
+@all_threads()
 def trace_parts(
     model: nn.Module, root: nn.Module, inputs: Inputs, calls: dict[str, Calls], error: TraceError,
     hooked: Collection[str] = (),
@@ -73,6 +76,7 @@ def trace_parts(
     return traced
 
 
+@all_threads()
 def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
     """Run the user's code beside the graph that was made of it; raises TraceError where they differ.
 

@@ -23,6 +23,7 @@ from fxprune.passes.mend import ARITHMETIC
 from fxprune.passes.replay import check_structure
 from fxprune.passes.source_lines import find_error
 from fxprune.passes.trace import copy_model, trace_region
+from fxprune.run_alone import all_threads
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -206,6 +207,7 @@ def check_training(resized: nn.Module, compact: TracedModel, inputs: Inputs) -> 
         raise cannot_hold(compact, "its code computes something else in training mode")
 
 
+@all_threads()
 def run_training(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The outputs of a copy of the model in training mode."""
     args, kwargs = tree_map_only(Tensor, torch.clone, inputs)

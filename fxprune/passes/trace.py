@@ -43,6 +43,7 @@ from fxprune.passes.proxies import (
 from fxprune.passes.source_lines import find_error, find_user_line
 from fxprune.passes.stand_ins import standing_in
 from fxprune.passes.watch import kept_state
+from fxprune.run_alone import all_threads
 from fxprune.shadow.shapes import ShapeTensor
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -67,7 +68,8 @@ def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
         region = trace_region(root, "", inputs, values=False)
     except (TraceError, GuardViolated):  # code that was left halfway leaves its objects in any state
         root = copy_model(model)
-        region = trace_region(root, "", inputs)
+        with all_threads():
+            region = trace_region(root, "", inputs)
     return TracedModel(root, Graphs([region]), inputs=inputs)
 
 
@@ -212,6 +214,7 @@ def find_failure(model: nn.Module, inputs: Inputs) -> Exception | None:
     return None
 
 
+@all_threads()
 def require_runs(model: nn.Module, inputs: Inputs) -> None:
     """Raise TraceError where a model does not take these inputs in eval mode."""
     with in_eval_mode(model):
