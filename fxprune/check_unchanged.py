@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fxprune.compile_graph import describe, takes_own
 from fxprune.errors import FxpruneError
+from fxprune.find_module import find_module
 from fxprune.layer_functions import find_layer
 from fxprune.model import PreparedModel, TracedModel, find_parts
 
@@ -46,10 +47,10 @@ def check_layers(compact: TracedModel, call: str) -> None:
             nodes = (run.region.train if training else run.region.eval).nodes
             layers = [(node, code.layers[node.name]) for node in nodes if node.name in code.layers]
             changed = [path for node, (path, is_own) in layers if is_own and not takes_own(node, path, compact)]
-            changed += [path for path, was in code.modules.items() if describe(compact.get_submodule(path)) != was]
+            changed += [path for path, was in code.modules.items() if describe(find_module(compact, path)) != was]
             if changed:
                 raise FxpruneError(
                     f"the layer {changed[0]} is not the one that fxprune.convert made any more; it became "
-                    f"{describe(compact.get_submodule(changed[0]))}, and {call} takes what conversion made: call it "
+                    f"{describe(find_module(compact, changed[0]))}, and {call} takes what conversion made: call it "
                     "before such a change, or undo the change"
                 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import fx, nn
 from torch.nn.modules import module as calls
 from torch.utils.hooks import BackwardHook
 
+from fxprune.find_module import find_module
 from fxprune.layer_functions import INPUTS, LAYERS, find_kind
 
 GRAPH_FILE = "<fxprune graph>"
@@ -66,7 +68,7 @@ def find_layers(graph: fx.Graph, model: nn.Module) -> dict[str, LayerCall]:
 def describe_called(graph: fx.Graph, model: nn.Module) -> dict[str, str]:
     """Describe what the modules compute that the graph calls itself, by their paths."""
     paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    return {path: describe(model.get_submodule(path)) for path in paths}
+    return {path: describe(find_module(model, path)) for path in paths}
 
 
 def describe(module: nn.Module) -> str:
@@ -81,28 +83,46 @@ def describe(module: nn.Module) -> str:
 
 def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
     """Copy a graph, with calls of layers in the place of these nodes, under their names."""
-    called = copy_graph(graph)
-    for node in list(called.nodes):
+    called = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    own = {node for node in graph.nodes if node.name in layers and layers[node.name].is_own}
+    given = {each for node in own for each in layer_inputs(node)}
+    names = {node.name for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node not in given and own.issuperset(node.users):
+            continue  # the layers hold it
         layer = layers.get(node.name)
         if layer is None:
-            continue
-        count = INPUTS.get(node.target, 1)
-        inputs = tuple(each for each in node.args[:count] if each is not None)
-        with called.inserting_before(node):
-            if layer.is_own:
-                call = called.call_module(layer.path, inputs)
-            else:
-                held = called.get_attr(layer.path)
-                arguments = (held, inputs, node.args[count:], node.kwargs)
-                call = called.call_function(with_hooks(node.target, count), arguments)
-        node.replace_all_uses_with(call)
-        name = node.name
-        called.erase_node(node)
-        call.name = name
-    for node in reversed(called.nodes):
-        if node.op == "get_attr" and not node.users:
-            called.erase_node(node)
+            copies[node] = called.node_copy(node, copies.__getitem__)
+        else:
+            copies[node] = call_layer(called, node, layer, copies, names)
+        copies[node].name = node.name
+    called._codegen = copy.deepcopy(graph._codegen)
     return called
+
+
+def call_layer(
+    called: fx.Graph, node: fx.Node, layer: LayerCall, copies: dict[fx.Node, fx.Node], names: set[str]
+) -> fx.Node:  # fmt: skip
+    """Add the call of the layer that a node was to the copy of its graph; other `names` are to come there."""
+    inputs = tuple(copies[each] if isinstance(each, fx.Node) else each for each in layer_inputs(node))
+    if layer.is_own:
+        return called.call_module(layer.path, inputs)
+    count = count_inputs(node)
+    rest, options = fx.node.map_arg((node.args[count:], node.kwargs), copies.__getitem__)
+    name = next(name for name in (f"{node.name}_layer" + "_" * n for n in itertools.count()) if name not in names)
+    held = called.create_node("get_attr", layer.path, name=name)
+    return called.call_function(with_hooks(node.target, count), (held, inputs, rest, options))
+
+
+def layer_inputs(node: fx.Node) -> tuple[Any, ...]:
+    """What the layer is given that a node was."""
+    return tuple(each for each in node.args[: count_inputs(node)] if each is not None)
+
+
+def count_inputs(node: fx.Node) -> int:
+    """How many of a node's first arguments are inputs of the layer that it was."""
+    return INPUTS.get(node.target, 1)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -163,7 +183,7 @@ def count_hooks(module: nn.Module) -> int:
 
 def takes_own(node: fx.Node, path: str, model: nn.Module) -> bool:
     """Whether a function in a graph takes what its layer holds, so that the layer computes the same."""
-    module = model.get_submodule(path)
+    module = find_module(model, path)
     layer = LAYERS.get(type(module))
     if layer is None or node.kwargs or node.target is not layer.function or "forward" in vars(module):
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from fxprune.conversion_report import Report
 from fxprune.copy_modules import deep_copy
 from fxprune.errors import FxpruneError, StateError
 from fxprune.explain import explain_failure, explain_misfit
+from fxprune.find_module import find_module
 from fxprune.latency_trial import LatencyTrial
 from fxprune.masks import Masks
 from fxprune.unseen import Settings, Unseen, read_settings, warn_of_changes
@@ -164,10 +164,10 @@ class TracedModel(nn.Module):
         vars(self)["user"] = None if [region.path for region in graphs.regions] == [""] else user
         for node in (node for graph in graphs for node in graph.nodes if node.op == "get_attr"):
             owner, _, leaf = str(node.target).rpartition(".")
-            part = root.get_submodule(owner)
+            part = find_module(root, owner)
             if isinstance(vars(part).get(leaf), Tensor):  # plain attributes, and constants of the code
                 value = vars(part).pop(leaf) if owner else vars(part)[leaf]
-                (self.get_submodule(owner) if owner else self).register_buffer(leaf, value, persistent=False)
+                find_module(self, owner).register_buffer(leaf, value, persistent=False)
         self.set_graphs(graphs)
 
     def set_graphs(self, graphs: Graphs) -> None:
@@ -176,7 +176,7 @@ class TracedModel(nn.Module):
         self.runs = [RegionForward(self, region) for region in graphs.regions]
         for region, run in zip(graphs.regions, self.runs, strict=True):
             if region.path:
-                vars(self.get_submodule(region.path))["forward"] = run
+                vars(find_module(self, region.path))["forward"] = run
 
     def compile_graphs(self) -> TracedModel:
         """Turn all graphs into functions now instead of in the first forward, which torch.compile may be reading."""
@@ -283,7 +283,7 @@ class RegionForward:
         """Run the graph of the mode on the model to which this belongs."""
         if not self.codes:
             self.compile()
-        training = model.get_submodule(self.path).training if self.path else model.training
+        training = find_module(model, self.path).training if self.path else model.training
         code = self.codes[training]
         args, kwargs = self.region.arguments.fit(args, kwargs)
         if torch.compiler.is_compiling():
@@ -307,7 +307,7 @@ class RegionForward:
         """Take functions that are compiled already, by mode: those of a model are those of its copies, too."""
         self.codes = codes
         heard = codes[False].heard | codes[True].heard
-        self.unseen = Unseen(self.model.get_submodule(self.path), self.path, heard)
+        self.unseen = Unseen(find_module(self.model, self.path), self.path, heard)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place
@@ -398,7 +398,7 @@ def describe_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch
 def find_tensor(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer that a graph gets under this name; with a parametrization, what that computes."""
     path, _, leaf = name.rpartition(".")
-    tensor: Tensor = read_tensor(operator.attrgetter(path)(model) if path else model, leaf)
+    tensor: Tensor = read_tensor(find_module(model, path), leaf)
     return tensor
 
 

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, OptimizerError, TargetError
+from fxprune.find_module import find_module
 from fxprune.is_number import is_number
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
@@ -129,7 +130,7 @@ class Scheduler:
     def _find_parameters(self, name: str) -> list[Tensor]:
         """List the parameters behind a masked tensor: itself, or those of which its layer computes it."""
         tensor = self._followed[name]
-        owner = self._prepared.get_submodule(name.rpartition(".")[0])
+        owner = find_module(self._prepared, name.rpartition(".")[0])
         return [tensor] if isinstance(tensor, nn.Parameter) else list(owner.parameters())
 
     @property
@@ -192,7 +193,7 @@ def _find_tensor(model: nn.Module, name: str) -> Tensor:
     """Give the tensor of that name, by attributes: one that is shared or parametrised is in no list of parameters."""
     path, _, attribute = name.rpartition(".")
     try:
-        tensor = read_tensor(model.get_submodule(path), attribute)
+        tensor = read_tensor(find_module(model, path), attribute)
     except AttributeError:
         tensor = None
     if not isinstance(tensor, Tensor):

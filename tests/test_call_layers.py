@@ -343,3 +343,27 @@ def test_a_model_that_holds_a_method_of_its_own_is_copied() -> None:
     copied = copy.deepcopy(compact)
     assert copied.own.__self__ is copied
     assert torch.equal(copied(x), compact(x))
+
+
+class Queries(nn.Module):
+    """A layer that is given a parameter, and nodes of the names that calls of masked layers might get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(4, 8))
+        self.first, self.second, self.first_layer = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first_1_layer = self.first_layer(self.first(x).relu()).relu()
+        return self.second(first_1_layer) + self.second(self.first(self.queries).relu()).sum(0)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_layers_may_be_given_parameters_and_be_called_as_others_are_named(granularity: str) -> None:
+    model, x = Queries(), torch.randn(3, 8)
+    prepared = fxprune.prepare(model, x, granularity=granularity)
+    for part in prepared.modules():
+        part.register_forward_hook(lambda module, args, output: None)
+    torch.testing.assert_close(prepared(x), model(x))
+    compact = fxprune.convert(prepared)
+    torch.testing.assert_close(compact(x), model(x))

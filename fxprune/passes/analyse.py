@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import TraceError
+from fxprune.find_module import find_module
 from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval_mode, named_tensors, tensors_in
 from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
@@ -384,8 +385,8 @@ class ShadowRun:
             for leaf in filter(is_shadow, tree_leaves(args)):
                 self.table.pin(leaf.ids, "the code asks whether an op fails")
             return None
-        if node.op == "call_module" and hides_layers(self.model.get_submodule(str(node.target))):
-            return self.run_opaque(self.model.get_submodule(str(node.target)), args, kwargs)
+        if node.op == "call_module" and hides_layers(find_module(self.model, str(node.target))):
+            return self.run_opaque(find_module(self.model, str(node.target)), args, kwargs)
         if node.op == "get_attr":
             return self.find_shadow(str(node.target))
         with self.mode:  # only here: the rules' own tensors are ordinary ones
@@ -422,7 +423,7 @@ def run_code(node: fx.Node, args: Any, kwargs: Any, model: nn.Module) -> Any:
     if node.op == "get_attr":
         return find_tensor(model, str(node.target))
     if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
+        return find_module(model, str(node.target))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     follow = FOLLOWED.get(node.target)  # type: ignore[arg-type]

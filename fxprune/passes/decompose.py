@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxprune.compile_graph import copy_graph, count_hooks
+from fxprune.find_module import find_module
 from fxprune.layer_functions import LAYERS, PADDING, find_layer, has_dropout
 from fxprune.model import TracedModel, read_tensor
 
@@ -42,7 +43,7 @@ def open_graph(model: TracedModel, graph: fx.Graph, names: dict[int, str], train
     """Write out the layers of the graph of one mode."""
     for node in list(graph.nodes):
         if node.op == "call_module":
-            open_layer(graph, node, model.get_submodule(node.target), names, training)
+            open_layer(graph, node, find_module(model, node.target), names, training)
         elif node.target is F.normalize:
             divide_by_norm(graph, node)
         elif node.target in EXPANDS and node.users and all(broadcasts(user, node) for user in node.users):
@@ -72,7 +73,7 @@ def broadcasts(user: fx.Node, expanded: fx.Node) -> bool:
 
 def called_modules(model: TracedModel, graph: fx.Graph) -> Iterator[nn.Module]:
     """Go through the modules that a graph calls."""
-    return (model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
+    return (find_module(model, str(node.target)) for node in graph.nodes if node.op == "call_module")
 
 
 def open_layer(graph: fx.Graph, node: fx.Node, module: Any, names: dict[int, str], training: bool) -> None:

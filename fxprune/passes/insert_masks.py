@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.errors import TargetError
+from fxprune.find_module import find_module
 from fxprune.mask_modules import UnitMask
 from fxprune.masks import Granularity, Masks
 from fxprune.methods.base import Method
@@ -209,7 +210,7 @@ def find_maskable(model: TracedModel, channels: Channels) -> set[str]:
 def find_called_parameters(model: TracedModel) -> set[int]:
     """The parameters, by identity, that modules read which the graphs call as a whole, as an embedding does."""
     calls = {str(n.target) for g in model.graphs for n in g.nodes if n.op == "call_module"}
-    return {id(p) for target in calls for p in model.get_submodule(target).parameters()}
+    return {id(p) for target in calls for p in find_module(model, target).parameters()}
 
 
 def find_slices(model: TracedModel, channels: Channels, numbers: Tensor) -> list[Slice]:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.compile_graph import inherit
 from fxprune.errors import FxpruneError
+from fxprune.find_module import find_module
 from fxprune.model import Inputs, TracedModel, find_tensor, in_eval_mode
 from fxprune.passes.analyse import Channels, Shadow, ShadowRun, bind_shadows, find_written, freeze
 from fxprune.passes.find_dead import JOINS, Plan, cut
@@ -69,7 +70,7 @@ class Mender:
         self.run = ShadowRun(self.compact, table, constants=False)
         for name, shadow in shadows.items():
             owner, _, leaf = name.rpartition(".")
-            self.run.add_parameter(name, getattr(self.compact.get_submodule(owner), leaf), shadow.ids)
+            self.run.add_parameter(name, getattr(find_module(self.compact, owner), leaf), shadow.ids)
         self.named = bind_shadows(self.graph, inputs)
         with torch.no_grad(), in_eval_mode(self.compact), self.run.quietly():
             for node in list(self.graph.nodes):

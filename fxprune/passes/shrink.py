@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.find_module import find_module
 from fxprune.layer_functions import find_mode
 from fxprune.model import TracedModel, find_tensor, named_tensors, share_tensors
 from fxprune.passes.analyse import Channels, Shadow, is_traced
@@ -95,7 +96,7 @@ class Surgery:
         flat = amount.reshape(-1).to(weight)
         if bias is None and name not in done:
             parameter = nn.Parameter(torch.zeros_like(flat), weight.requires_grad)
-            self.compact.get_submodule(owner).register_parameter(new, parameter)
+            find_module(self.compact, owner).register_parameter(new, parameter)
             self.shadows[name] = Shadow((len(flat),), (reader.rows.reshape(-1),), None)
         if name not in done:
             parameter = self.compact.get_parameter(name)
@@ -152,7 +153,7 @@ class Surgery:
         """Cut the dead indexes out of every parameter and buffer, in place: tied parameters stay tied."""
         for name, shadow in self.shadows.items():
             owner, _, leaf = name.rpartition(".")
-            tensor = getattr(self.compact.get_submodule(owner), leaf)
+            tensor = getattr(find_module(self.compact, owner), leaf)
             alive, ids = self.plan.alive_along(self.channels, shadow), list(shadow.ids)
             data = cut(tensor.data, alive)
             for dim, keep in alive.items():

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxprune.arguments import read_arguments
 from fxprune.copy_modules import deep_copy
 from fxprune.errors import GuardViolated, TraceError
+from fxprune.find_module import find_module
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
 from fxprune.passes.guards import FAILURES, check_failure, check_guard
 from fxprune.passes.objects import holds_proxies, remake
@@ -89,7 +90,7 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True
 
 def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool, askers: list[dict[str, Any]]) -> Region:
     """Trace one module in both modes, and note the globals of the code that asks for plain numbers."""
-    module = root.get_submodule(path)
+    module = find_module(root, path)
     arguments = read_arguments(type(module).forward, inputs)
     modes = {part: part.training for part in module.modules()}
     try:
@@ -173,7 +174,7 @@ def trace_mode(
         explain = cannot_run if find_failure(root, inputs) else cannot_trace
         raise explain(root, error) from error
     for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
-        module = root.get_submodule(node.target) if node.op == "call_module" else None
+        module = find_module(root, node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
         node.meta["writes"] = bool(inplace) and not node.users
     askers += [code for code in tracer.askers if not str(code.get("__name__")).startswith("torch.")]
@@ -356,7 +357,7 @@ class ValueTracer(fx.Tracer):
                 return getattr(args[0], target)(*args[1:], **kwargs)
             if kind == "call_function":
                 return target(*args, **kwargs)
-            with in_eval_mode(self.root.get_submodule(target)) as module:
+            with in_eval_mode(find_module(self.root, target)) as module:
                 return module(*args, **kwargs)
 
     def record_opaque(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
