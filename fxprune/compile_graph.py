@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -87,7 +86,6 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     own = {node for node in graph.nodes if node.name in layers and layers[node.name].is_own}
     given = {each for node in own for each in layer_inputs(node)}
-    names = {node.name for node in graph.nodes}
     for node in graph.nodes:
         if node.op == "get_attr" and node not in given and own.issuperset(node.users):
             continue  # the layers hold it
@@ -95,23 +93,20 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
         if layer is None:
             copies[node] = called.node_copy(node, copies.__getitem__)
         else:
-            copies[node] = call_layer(called, node, layer, copies, names)
+            copies[node] = call_layer(called, node, layer, copies)
         copies[node].name = node.name
     called._codegen = copy.deepcopy(graph._codegen)
     return called
 
 
-def call_layer(
-    called: fx.Graph, node: fx.Node, layer: LayerCall, copies: dict[fx.Node, fx.Node], names: set[str]
-) -> fx.Node:  # fmt: skip
-    """Add the call of the layer that a node was to the copy of its graph; other `names` are to come there."""
+def call_layer(called: fx.Graph, node: fx.Node, layer: LayerCall, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    """Add the call of the layer that a node was to the copy of its graph."""
     inputs = tuple(copies[each] if isinstance(each, fx.Node) else each for each in layer_inputs(node))
     if layer.is_own:
         return called.call_module(layer.path, inputs)
     count = count_inputs(node)
     rest, options = fx.node.map_arg((node.args[count:], node.kwargs), copies.__getitem__)
-    name = next(name for name in (f"{node.name}_layer" + "_" * n for n in itertools.count()) if name not in names)
-    held = called.create_node("get_attr", layer.path, name=name)
+    held = called.get_attr(layer.path)  # read by the next line alone, so that a later node may have its name
     return called.call_function(with_hooks(node.target, count), (held, inputs, rest, options))
 
 
