@@ -75,39 +75,65 @@ def check_module(
     shrink_again: Callable[[], TracedModel],
 ) -> float:  # fmt: skip
     """Compare one traced module of the models."""
-    precision = next((p.dtype for p in model.parameters()), torch.float32)
+    floor = DOUBLE if next((p.dtype for p in model.parameters()), None) is torch.float64 else SINGLE
     given, expected = run_varied(model.get_submodule(path), inputs)
     runs = pair(expected, run_all(compact.get_submodule(path), given))
     error = measure(runs)
-    if error <= (DOUBLE if precision is torch.float64 else SINGLE):
+    if error <= floor:
         return error
     frozen = make_double(freeze_masks(model)) if isinstance(model, PreparedModel) else as_double(source)
     doubled = as_doubles(given)
     with default_precision():
         exact = run_all(frozen.get_submodule(path), doubled)
-        difference = measure(pair(exact, run_all(as_double(compact).get_submodule(path), doubled)))
-        if difference > DOUBLE and precision is not torch.float64:  # constants in biases, which lower ones round
-            allowed = MOST_ROUNDINGS * measure_rounding(frozen, path, doubled, exact, find_eps(model))
-            with in_double(source):
-                again = make_double(shrink_again())
-            if difference <= allowed:
-                difference = measure(pair(exact, run_all(again.get_submodule(path), doubled)))
     reason = ""
+    difference = compare_doubles(source, compact, frozen, path, doubled, exact, find_eps(model), shrink_again)
     if difference > DOUBLE:
         refuse_random(model.get_submodule(path), inputs)
         with default_precision():
             explained = difference <= MOST_ROUNDINGS * measure_rounding(frozen, path, doubled, exact)
         reason = "" if explained else f"{difference:.1e} of their range"
-    if not reason:
-        floor = DOUBLE if precision is torch.float64 else SINGLE
-        own, found = measure(pair(exact, expected), is_near=True), measure(runs, is_near=True)
-        if precision is not torch.float64 and not found <= MOST_LOSS * max(own, floor):
-            reason = f"{found:.1e} of their range, though it rounds by {own:.1e} only"
-        elif own > MUCH * floor and not own <= MOST_LOSS * measure_rounding(model, path, given, expected):
-            reason = f"{found:.1e} of their range, and from its own in double precision by {own:.1e}"
+    reason = reason or doubt_rounding(model, path, given, runs, exact, floor)
     if reason:
         raise ExactnessError(f"the converted model's outputs differ from the prepared model's by {reason}")
     return error
+
+
+def compare_doubles(
+    source: TracedModel, compact: TracedModel, frozen: TracedModel, path: str, doubled: list[Inputs],
+    exact: list[list[Tensor]], eps: float, shrink_again: Callable[[], TracedModel],
+) -> float:  # fmt: skip
+    """How far the compact model is from `exact`, what `frozen` gives, with both in double precision.
+
+    Its biases have taken in constants, which a lower precision rounds by `eps`: where that explains the difference,
+    it is that of a model which is made smaller in double precision.
+    """
+    with default_precision():
+        difference = measure(pair(exact, run_all(as_double(compact).get_submodule(path), doubled)))
+        if difference <= DOUBLE or eps <= torch.finfo(torch.float64).eps:
+            return difference
+        if difference > MOST_ROUNDINGS * measure_rounding(frozen, path, doubled, exact, eps):
+            return difference
+        with in_double(source):
+            again = make_double(shrink_again())
+        return measure(pair(exact, run_all(again.get_submodule(path), doubled)))
+
+
+def doubt_rounding(
+    model: nn.Module, path: str, given: list[Inputs], runs: list[tuple[list[Tensor], list[Tensor]]],
+    exact: list[list[Tensor]], floor: float,
+) -> str:  # fmt: skip
+    """Say why a difference in the models' own precision is no rounding, though there is none in double; nothing if not.
+
+    `runs` are the outputs of both models. Those of the model itself are held to `exact`, too, which is what stands for
+    it in double precision.
+    """
+    expected = [each for each, _ in runs]
+    own, found = measure(pair(exact, expected), is_near=True), measure(runs, is_near=True)
+    if floor > DOUBLE and not found <= MOST_LOSS * max(own, floor):
+        return f"{found:.1e} of their range, though it rounds by {own:.1e} only"
+    if own > MUCH * floor and not own <= MOST_LOSS * measure_rounding(model, path, given, expected):
+        return f"{found:.1e} of their range, and from its own in double precision by {own:.1e}"
+    return ""
 
 
 def refuse_random(model: nn.Module, inputs: Inputs) -> None:
