@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fxprune.errors import GuardViolated, TraceError
 
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 GIVEN = object()
 """Stands for any value but None, in the place of an optional argument that the example inputs hold."""
 
@@ -33,9 +35,12 @@ class Arguments:
     names: tuple[str, ...]  # of the positional ones; those of `*args` as the graph names them
     choices: dict[str, Any]
     left_out: frozenset[str]
+    is_open: bool  # whether it takes `*args` or `**kwargs`, of which the graph knows those of the example inputs
 
     def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the arguments that the graph takes of those of a call; raises GuardViolated where it does not hold."""
+        if self.is_open:
+            self.refuse_unknown(args, kwargs)
         if not self.choices or len(args) > len(self.names):
             return args, kwargs
         named = dict(zip(self.names, args))  # noqa: B905  # the rest may come by name
@@ -49,6 +54,23 @@ class Arguments:
             if name in self.left_out:
                 named.pop(name, None)
         return (), named
+
+    def refuse_unknown(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse arguments that the module takes, though there were none of them among the example inputs."""
+        kinds = [parameter.kind for parameter in self.signature.parameters.values()]
+        plain = sum(kind in POSITIONAL for kind in kinds)
+        if inspect.Parameter.VAR_POSITIONAL in kinds and max(len(args), plain) != len(self.names):
+            raise GuardViolated(
+                f"{self.owner}: this call gives another number of arguments by position, {len(args)}, than the example "
+                f"inputs, {len(self.names)}; call prepare with example_inputs that hold as many"
+            )
+        known = {*self.names, *self.choices, *self.signature.parameters}
+        for name in kwargs if inspect.Parameter.VAR_KEYWORD in kinds else ():
+            if name not in known:
+                raise GuardViolated(
+                    f"{self.owner}: the argument `{name}` was not among the example inputs; call prepare with "
+                    "example_inputs that hold it"
+                )
 
 
 def read_arguments(forward: Callable[..., Any], inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Arguments:
@@ -72,7 +94,7 @@ def read_arguments(forward: Callable[..., Any], inputs: tuple[tuple[Any, ...], d
         name, default = parameter.name, parameter.default
         if parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{name}_{number}" for number in range(len(bound.get(name, ())))]
-        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        elif parameter.kind in POSITIONAL:
             names.append(name)
         if default is not parameter.empty and name not in bound:
             choices[name] = default
@@ -81,8 +103,12 @@ def read_arguments(forward: Callable[..., Any], inputs: tuple[tuple[Any, ...], d
         elif name in bound and default is None:
             choices[name] = GIVEN
     left_out = frozenset(name for name in choices if name not in bound)
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            choices |= {name: None if value is None else GIVEN for name, value in bound.get(parameter.name, {}).items()}
+    is_open = any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters)
     owner = forward.__qualname__.rpartition(".")[0]
-    return Arguments(owner, whole.replace(parameters=parameters), tuple(names), choices, left_out)
+    return Arguments(owner, whole.replace(parameters=parameters), tuple(names), choices, left_out, is_open)
 
 
 def is_same(value: Any, wanted: Any) -> bool:

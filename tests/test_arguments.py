@@ -131,3 +131,68 @@ def test_a_model_with_optional_arguments_is_exported(tmp_path: Any) -> None:
     compact = fxprune.convert(fxprune.prepare(Choosing(), {"x": X, "bias": BIAS}))
     fxprune.export.to_onnx(compact, {"x": X, "bias": BIAS}, tmp_path / "a.onnx")
     fxprune.export.to_onnx(compact, (X, None, BIAS), tmp_path / "b.onnx")
+
+
+class Open(Choosing):
+    """Takes as many images as there are, and options by name."""
+
+    def forward(self, x: Tensor, *more: Tensor, **options: Any) -> Tensor:
+        inner = sum((self.first(t).relu() for t in more), self.first(x).relu())
+        inner = inner * options["mask"] if "mask" in options else inner
+        out: Tensor = self.last(inner)
+        return out
+
+
+def test_arguments_in_any_number_are_those_of_the_example() -> None:
+    model = Open()
+    prepared = fxprune.prepare(model, (X, X))
+    torch.testing.assert_close(prepared(X, 2 * X), model(X, 2 * X))
+    for args in ((X,), (X, X, X)):
+        with pytest.raises(GuardViolated, match="Open: this call gives another number of arguments"):
+            prepared(*args)
+    with pytest.raises(GuardViolated, match="Open: the argument `mask` was not among the example inputs"):
+        prepared(X, X, mask=MASK)
+    named = fxprune.prepare(model, {"x": X, "mask": MASK})
+    torch.testing.assert_close(named(X, mask=MASK), model(X, mask=MASK))
+    torch.testing.assert_close(named(x=X, mask=MASK), model(X, mask=MASK))
+    with pytest.raises(GuardViolated, match="`mask` was given in the example inputs"):
+        named(X)
+
+
+class Inside(Choosing):
+    """Finds its optional arguments inside of others."""
+
+    def forward(self, pair: Any, batch: dict[str, Any]) -> Tensor:
+        x, mask = pair
+        inner = self.first(x).relu()
+        if mask is not None:
+            inner = inner * mask
+        if "bias" in batch and batch["bias"] is not None:
+            inner = inner + batch["bias"]
+        if batch.get("scale") is not None:
+            inner = inner * batch["scale"]
+        out: Tensor = self.last(inner)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("example", "other"),
+    [
+        (((X, None), {"bias": None}), ((X, MASK), {"bias": None})),
+        (((X, None), {"bias": None}), ((X, None), {"bias": BIAS})),
+        (((X, None), {"scale": None}), ((X, None), {"scale": BIAS})),
+        (((X, None), {}), ((X, None), {"scale": BIAS})),
+    ],
+)
+def test_what_is_missing_inside_of_an_argument_is_guarded(example: Any, other: Any) -> None:
+    model = Inside()
+    prepared = fxprune.prepare(model, example)
+    torch.testing.assert_close(prepared(*example), model(*example))
+    with pytest.raises(
+        GuardViolated, match=r"test_arguments\.py:\d+ in forward: this was .* when the model was prepared"
+    ):
+        prepared(*other)
+    with pytest.raises(
+        GuardViolated, match=r"test_arguments\.py:\d+ in forward: this was .* when the model was prepared"
+    ):
+        fxprune.convert(prepared)(*other)

@@ -17,17 +17,22 @@ def check_guard(actual: Any, expected: Any, where: str) -> None:
     """Raise where an input makes the model's Python code decide otherwise than it did when it was traced."""
     if torch.compiler.is_exporting():  # with sizes that stand for all, of which nothing can be asked
         return
-    if actual != expected:
+    if actual is not None if expected is None else actual != expected:
         way = "which takes another way through the model's code; call prepare with example_inputs of this kind"
-        if not isinstance(expected, bool):
+        if isinstance(expected, int | float) and not isinstance(expected, bool):
             way = (
                 "and the code asks for the plain number, as range(n), a list's index and a text do, so that the graph "
                 "holds for one size only; compute sizes of x.shape[i] by arithmetic, loop by torch functions, or call "
                 "prepare with example_inputs of this size"
             )
         raise GuardViolated(
-            f"{where}: this was {expected!r} when the model was prepared and is {actual!r} for this input, {way}"
+            f"{where}: this was {expected!r} when the model was prepared and is {show(actual)} for this input, {way}"
         )
+
+
+def show(value: Any) -> str:
+    """Write a value, of tensors only what they are."""
+    return f"a {type(value).__name__}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def check_failure(method: str, where: str, x: Any, *args: Any, **kwargs: Any) -> None:

@@ -52,6 +52,9 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 DTYPES = {float: torch.float64, int: torch.int64, bool: torch.bool, complex: torch.complex128}
 """What Python's types of numbers mean to torch, as in `x.to(float)`."""
 
+PICKS = (operator.getitem, getattr, "get")
+"""What takes a part of an input that may be None."""
+
 _READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
 
 
@@ -325,7 +328,11 @@ class ValueTracer(fx.Tracer):
                 data and getattr(target, "__name__", target) in _READS_DATA
             )
         self.earlier[node.name] = (node, value)
-        return None if value is None else ValueProxy(node, self, value, data)
+        if value is not None:
+            return ValueProxy(node, self, value, data)
+        if target in PICKS:
+            self.create_guard(node, None)  # the code may ask whether it is there
+        return None
 
     def expect_failure(self, node: fx.Node) -> None:
         """Put a check in the place of a node that fails: where it does not, the code takes another way."""
@@ -464,20 +471,20 @@ class ValueTracer(fx.Tracer):
             )
         if proxy.node not in self.guarded:
             self.guarded.add(proxy.node)
-            self.create_guard(proxy)
+            self.create_guard(proxy.node, value)
         return value
 
-    def create_guard(self, proxy: ValueProxy) -> fx.Node:
-        """Let the graph raise where the value of a proxy is another."""
+    def create_guard(self, asked: fx.Node, value: Any) -> fx.Node:
+        """Let the graph raise where the value of a node is another."""
         where = find_user_line()
-        node = self.create_node("call_function", check_guard, (proxy.node, proxy._value, where), {})
+        node = self.create_node("call_function", check_guard, (asked, value, where), {})
         node.meta["where"] = where
         return node
 
     def guard_text(self, proxy: ValueProxy, text: str) -> None:
         """Note that the code makes a text of a size, which may be the name of a table, or a message."""
         if self.recording and proxy.node not in self.guarded:
-            self.texts.append((text, self.create_guard(proxy)))
+            self.texts.append((text, self.create_guard(proxy.node, proxy._value)))
 
     def forgive(self, message: Any) -> None:
         """Let sizes be any that the code has written into a message, on which nothing depends."""
