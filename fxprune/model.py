@@ -239,6 +239,9 @@ class TracedModel(nn.Module):
         shell = self.copy_shell(memo)
         TracedModel.__init__(clone, shell, self.graphs.copy(), self.class_name, self.inputs, self.untraced)
         clone.steps, clone.root_settings = self.steps, dict(self.root_settings)
+        added = {name: part for name, part in self._modules.items() if name not in clone._modules}
+        if added:
+            clone._modules = {**clone._modules, **deep_copy(added, memo)}
         if "plain" in vars(self):
             memo[id(self.plain)] = self.plain  # these graphs are never changed
         for name, value in vars(self).items():
@@ -329,6 +332,8 @@ class PreparedModel(TracedModel):
         super().__init__(model, model.graphs.copy(), model.class_name, model.inputs, model.untraced)
         self.plain = model.graphs
         self.pinned = pinned
+        if self.user is not None:
+            self._modules = dict(self._modules)  # of the user's own code, which may go through them, masks are no part
         self.fxprune = masks.train(model.training)
         masks.parts = find_parts(self)
         masks.described = {name: describe(part) for name, part in masks.parts.items()}

@@ -31,7 +31,7 @@ def run_alone() -> Iterator[None]:
         gc.disable()
         given.append(torch.get_num_threads())
         try:
-            with threads(1):
+            with threads(1), plain_attention():
                 yield
         finally:
             given.pop()
@@ -44,6 +44,17 @@ def all_threads() -> Iterator[None]:
     """Run a model in as many threads as its owner lets PyTorch use."""
     with threads(given[0] if given else torch.get_num_threads()):
         yield
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let attention compute as its code says: torch's fast path in eval mode gives zeros where keys are padding."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 @contextmanager

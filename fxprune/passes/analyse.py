@@ -25,6 +25,7 @@ from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
 from fxprune.recurrent import FOLLOWED
+from fxprune.run_alone import plain_attention
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
 from fxprune.shadow.products import note_product
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
@@ -230,7 +231,11 @@ class ShadowRun:
         note_product(self.table, call)
         if not call.tensors:
             call.sized = self.sized
-            return [(self.table.fresh(out.shape), None) for out in call.outputs]
+            fresh = [self.table.fresh(out.shape) for out in call.outputs]
+            for out, new in zip(call.outputs, fresh, strict=True):
+                if self.table.node is not None and self.table.node.all_input_nodes and is_table(out):
+                    self.table.pin(new, "a table inside of an op, whose entries are no channels")
+            return [(new, None) for new in fresh]
         call.sized = self.sized or any(t.sized for t in call.tensors)
         if rule is ELEMENTWISE:
             for counted in self.mixed:
@@ -348,13 +353,8 @@ class ShadowRun:
     @contextmanager
     def quietly(self) -> Iterator[None]:
         """Let composite layers arrive as their parts, and leave the random state alone."""
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
+        with plain_attention(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            yield
 
     def run_or_explain(self, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any]) -> Any:
         """Run one node on shadows; say where that is impossible."""
@@ -471,6 +471,11 @@ def varies_by_channel(constant: Constant, ids: Ids) -> bool:
 def is_channel(ids: Tensor) -> bool:
     """Whether ids say more than "not a channel" throughout, which is what their absence says."""
     return ids.numel() != 1 or int(ids) != PINNED
+
+
+def is_table(t: Tensor) -> bool:
+    """Whether a tensor has values that differ, such as `arange`."""
+    return t.device.type != "meta" and t.numel() > 1 and bool((t != t.reshape(-1)[0]).any())
 
 
 def is_shadow(value: Any) -> bool:

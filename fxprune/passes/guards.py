@@ -32,7 +32,9 @@ def check_guard(actual: Any, expected: Any, where: str) -> None:
 
 def show(value: Any) -> str:
     """Write a value, of tensors only what they are."""
-    return f"a {type(value).__name__}" if isinstance(value, torch.Tensor) else repr(value)
+    if isinstance(value, torch.Tensor):
+        return repr(value.item()) if value.numel() == 1 else f"a {type(value).__name__}"
+    return repr(value)
 
 
 def check_failure(method: str, where: str, x: Any, *args: Any, **kwargs: Any) -> None:

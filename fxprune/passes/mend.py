@@ -84,7 +84,8 @@ class Mender:
             return
         if node.target is check_guard:
             actual = self.env[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
-            node.update_arg(0, node.args[1]) if actual is RAGGED else node.update_arg(1, actual)
+            if not isinstance(actual, Tensor):  # of which the answer is no size
+                node.update_arg(0, node.args[1]) if actual is RAGGED else node.update_arg(1, actual)
             self.env[node] = None
             return
         if node.target is torch._assert and any(self.env[n] is False for n in node.all_input_nodes):

@@ -20,6 +20,9 @@ _STRUCTURE = frozenset({
     "_is_buffer", "_is_param", "persistent",
 })  # fmt: skip
 
+_RANK = frozenset({"dim", "ndimension", "ndim"})
+"""What tells how many dimensions a tensor has."""
+
 LENGTH = len
 """Python's own, also while code is traced, for which another stands."""
 
@@ -37,9 +40,15 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if isinstance(self._value, dict) and name in ("keys", "values", "items"):
             return {"keys": self._guarded_keys, "values": self._list_values, "items": self._list_items}[name]
-        value = getattr(self._value, name)
+        try:
+            value = getattr(self._value, name)
+        except AttributeError:
+            self._note_lack(name)
+            raise
+        if name in _RANK:
+            self._ask_rank()
         if callable(value):
-            if name in ("dim", "ndimension"):
+            if name in _RANK:
                 return lambda: value()
             return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
         if name in _STRUCTURE:
@@ -59,7 +68,20 @@ class ValueProxy(fx.Proxy):
             return int(self.tracer.guard(self.shape[0]))
         if type(self._value) in (list, tuple) and self.node.op != "call_module":  # of which sizes may say how long
             return int(self.tracer.guard(self.tracer.create_proxy("call_function", LENGTH, (self,), {})))
+        if isinstance(self._value, torch.Size):
+            self._ask_rank()
         return self._value.__len__()  # type: ignore[no-any-return]
+
+    def _note_lack(self, name: str) -> None:
+        """Guard that an object lacks an attribute: the code may go on without it."""
+        is_object = hasattr(self._value, "__dict__") and not isinstance(self._value, Tensor)
+        if self.tracer.recording and is_object and not name.startswith("_"):
+            asked = self.tracer.create_node("call_function", builtins.hasattr, (self.node, name), {})
+            self.tracer.create_guard(asked, False)
+
+    def _ask_rank(self) -> None:
+        """Note that the code asks for a number of dimensions, which is that of the inputs or follows from it."""
+        self.tracer.asked.rank |= self.tracer.recording
 
     def __contains__(self, item: Any) -> bool:
         if isinstance(self._value, dict):
@@ -96,7 +118,7 @@ class ValueProxy(fx.Proxy):
     def _ask(self, caller: FrameType) -> Any:
         if isinstance(self._value, Tensor):
             return self.tracer.guard(self.item())
-        self.tracer.askers.append(caller.f_globals)
+        self.tracer.asked.numbers.append(caller.f_globals)
         return self.tracer.guard(self)
 
     def __round__(self, digits: int | None = None) -> Any:
@@ -127,6 +149,9 @@ class ValueProxy(fx.Proxy):
         return text
 
     def __hash__(self) -> int:
+        """That of the value where the code looks a size or a text up, as in a table."""
+        if type(self._value) in (int, float, str, tuple, torch.Size) and self.tracer.recording:
+            return hash(self.tracer.guard(self))
         return id(self)
 
     def __setitem__(self, key: Any, value: Any) -> None:

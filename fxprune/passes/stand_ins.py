@@ -22,6 +22,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import checkpoint
 
 from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxies, unwrap
+from fxprune.run_alone import plain_attention
 
 NAMESPACES = (torch, F, torch.fft, torch.linalg)
 NUMBERS = ("finfo", "iinfo")
@@ -130,7 +131,7 @@ def watch_mode(tracer: Any) -> property:
     def read(module: nn.Module) -> Any:
         if "training" not in vars(module):
             raise AttributeError("training")  # of scripted modules, which keep it elsewhere
-        tracer.asks_mode |= tracer.recording
+        tracer.asked.mode |= tracer.recording
         return vars(module)["training"]
 
     def write(module: nn.Module, training: Any) -> None:
@@ -235,12 +236,11 @@ def is_recorded(tracer: Any, args: Any, kwargs: Any) -> bool:
 @contextmanager
 def written_out() -> Iterator[None]:
     """Let attention arrive as its parts: without torch's fast paths, and without its hook for other tensor types."""
-    fastpath, has_hook = torch.backends.mha.get_fastpath_enabled(), vars(F)["has_torch_function"]
+    has_hook = vars(F)["has_torch_function"]
     body = F.multi_head_attention_forward.__code__
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         vars(F)["has_torch_function"] = lambda args: sys._getframe(1).f_code is not body and has_hook(args)
-        yield
+        with plain_attention():
+            yield
     finally:
         vars(F)["has_torch_function"] = has_hook
-        torch.backends.mha.set_fastpath_enabled(fastpath)

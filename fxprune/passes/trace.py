@@ -24,7 +24,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fxprune.arguments import read_arguments
+from fxprune.arguments import SETTINGS, TEXTS, read_arguments
 from fxprune.copy_modules import deep_copy
 from fxprune.errors import GuardViolated, TraceError
 from fxprune.find_module import find_module
@@ -53,7 +53,13 @@ DTYPES = {float: torch.float64, int: torch.int64, bool: torch.bool, complex: tor
 """What Python's types of numbers mean to torch, as in `x.to(float)`."""
 
 PICKS = (operator.getitem, getattr, "get")
-"""What takes a part of an input that may be None."""
+"""What takes a part of an input that may be None, or a text."""
+
+RANDOM = frozenset({
+    "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "poisson", "rand",
+    "rand_like", "randint", "randint_like", "randn", "randn_like", "random", "randperm", "uniform",
+})  # fmt: skip
+"""What draws numbers: code that decides by these has no one graph."""
 
 _READS_DATA = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "equal", "allclose", "is_nonzero"})
 
@@ -83,25 +89,36 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True
     Without `values` only the shapes are computed of what depends on an input: faster, and not always enough. Where
     code makes plain numbers of sizes, by `int(n)` and `float(n)`, it is traced again with what leaves them symbolic.
     """
-    askers: list[dict[str, Any]] = []
-    region = trace_modes(root, path, inputs, values, askers)
-    if askers:
-        with suppress(TraceError, GuardViolated), symbolic_numbers(askers):
-            return trace_modes(root, path, inputs, values, [])
+    region, asked = trace_modes(root, path, inputs, values)
+    numbers = [code for code in asked.numbers if not str(code.get("__name__")).startswith("torch.")]
+    if numbers:
+        with suppress(TraceError, GuardViolated), symbolic_numbers(numbers):
+            return trace_modes(root, path, inputs, values)[0]
     return region
 
 
-def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool, askers: list[dict[str, Any]]) -> Region:
-    """Trace one module in both modes, and note the globals of the code that asks for plain numbers."""
+@dataclasses.dataclass
+class Asked:
+    """What code asks that is traced."""
+
+    mode: bool = False  # `self.training`
+    rank: bool = False  # how many dimensions a tensor has
+    numbers: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the globals of what asks for plain ones
+
+
+def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool) -> tuple[Region, Asked]:
+    """Trace one module in both modes, and give what its code asks."""
     module = find_module(root, path)
     arguments = read_arguments(type(module).forward, inputs)
     modes = {part: part.training for part in module.modules()}
     try:
         earlier: dict[str, tuple[fx.Node, Any]] = {}
         given = inputs if values else tree_map_only(Tensor, lambda t: ShapeTensor(t, t.device), inputs)
-        train, asks_mode = trace_mode(module.train(True), given, earlier, askers)
-        differ = asks_mode or any(changes_with_mode(part) for part in modes)
-        evaluated = trace_mode(module.train(False), given, earlier, askers)[0] if differ else train
+        train, asked = trace_mode(module.train(True), given, earlier)
+        evaluated = train
+        if asked.mode or any(changes_with_mode(part) for part in modes):
+            evaluated, also = trace_mode(module.train(False), given, earlier)
+            asked = Asked(True, asked.rank or also.rank, asked.numbers + also.numbers)
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -109,7 +126,8 @@ def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool, askers
         if path and node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
     same = train is evaluated or describe(train) == describe(evaluated)
-    return Region(path, evaluated if same else train, evaluated, inputs, arguments)
+    arguments = arguments.with_ranks(inputs) if asked.rank else arguments
+    return Region(path, evaluated if same else train, evaluated, inputs, arguments), asked
 
 
 def changes_with_mode(module: nn.Module) -> bool:
@@ -148,15 +166,12 @@ def refuse_computed(model: nn.Module) -> None:
                 )
 
 
-def trace_mode(
-    root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]], askers: list[dict[str, Any]]
-) -> tuple[fx.Graph, bool]:
-    """Trace the mode that `root` is in, and tell whether its code asks which one that is.
+def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node, Any]]) -> tuple[fx.Graph, Asked]:
+    """Trace the mode that `root` is in, and tell what its code asks.
 
     Buffers that the forward pass changes are put back.
 
-    `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one; `askers` gets
-    the globals of code, other than torch's, that asks for plain numbers.
+    `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
     """
     tracer = ValueTracer(inputs, earlier)
     try:
@@ -180,11 +195,10 @@ def trace_mode(
         module = find_module(root, node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
         node.meta["writes"] = bool(inplace) and not node.users
-    askers += [code for code in tracer.askers if not str(code.get("__name__")).startswith("torch.")]
-    asks_mode = tracer.asks_mode
+    asked = tracer.asked
     vars(tracer).clear()  # it lies in circles, which would hold the weights until Python looks for circles
     tracer.recording = False  # what stands in for functions asks
-    return graph, asks_mode
+    return graph, asked
 
 
 def cannot_run(model: nn.Module, error: Exception) -> TraceError:
@@ -232,6 +246,11 @@ def describe(graph: fx.Graph) -> str:
     return graph.python_code("self").src
 
 
+def is_random(target: Any) -> bool:
+    """Whether a function or method gives something else each time."""
+    return str(getattr(target, "__name__", target)).strip("_") in RANDOM
+
+
 class ValueTracer(fx.Tracer):
     """Trace with values; inline every module but the primitives of `torch.nn`."""
 
@@ -244,8 +263,7 @@ class ValueTracer(fx.Tracer):
         self.guarded: set[fx.Node] = set()
         self.recording = False
         self.texts: list[tuple[str, fx.Node]] = []  # what the code made of sizes, and the guards
-        self.askers: list[dict[str, Any]] = []  # the globals of code that asks for plain numbers
-        self.asks_mode = False  # whether the code that is traced reads `self.training`
+        self.asked = Asked()
         self.failed = False  # whether an op did
         self.failures: list[str] = []  # lines of ops that failed, for which the graph has no check
         self.opaque: tuple[str, set[int]] | None = None  # the step that hides what it computes, and what it is given
@@ -282,9 +300,12 @@ class ValueTracer(fx.Tracer):
         """Make the node of one input; numbers stay symbolic, None is None, plain defaults stay."""
         default = self.defaults.get(name, inspect.Parameter.empty)
         plain = default is None or type(default) in (bool, int, float, str)
-        node = self.create_node("placeholder", name, (default,) if plain or value is None else (), {})
+        is_fixed = value is None or isinstance(value, SETTINGS)
+        node = self.create_node("placeholder", name, (default if plain else None,) if plain or is_fixed else (), {})
         node.meta["where"] = "an input of the model"
-        return None if value is None else ValueProxy(node, self, value, not isinstance(value, (int, float, str)))
+        if is_fixed:
+            return value
+        return ValueProxy(node, self, value, not isinstance(value, (int, float, str)))
 
     def create_proxy(
         self,
@@ -305,7 +326,7 @@ class ValueTracer(fx.Tracer):
         node.meta["where"] = find_user_line()
         if kind == "call_module":
             node.meta["where"] = f"layer {target}, {node.meta['where']}"
-        data = any(proxy._data for proxy in find_proxies((args, kwargs)))
+        data = any(proxy._data for proxy in find_proxies((args, kwargs))) or is_random(target)
         if data and target in ("item", "tolist", "numpy"):
             raise TraceError(
                 f"{find_user_line()}: {target}() lets the code go on by the values of a tensor, so no one graph "
@@ -328,11 +349,12 @@ class ValueTracer(fx.Tracer):
                 data and getattr(target, "__name__", target) in _READS_DATA
             )
         self.earlier[node.name] = (node, value)
-        if value is not None:
+        if value is not None and not isinstance(value, TEXTS):
             return ValueProxy(node, self, value, data)
-        if target in PICKS:
-            self.create_guard(node, None)  # the code may ask whether it is there
-        return None
+        if target in PICKS and not isinstance(unwrap(args[0]), (Tensor, torch.device)):
+            self.create_guard(node, value)  # the code may ask whether it is there, and which
+            return value
+        return None if value is None else ValueProxy(node, self, value, data)
 
     def expect_failure(self, node: fx.Node) -> None:
         """Put a check in the place of a node that fails: where it does not, the code takes another way."""
@@ -429,6 +451,8 @@ class ValueTracer(fx.Tracer):
         if any(True for _ in find_proxies(dict(m._parameters))):
             return False  # another value stands for it during this call
         parts = [name for name, _ in m.named_children() if name != "parametrizations"]
+        if "forward" in vars(m):
+            return False  # its owner's own code runs in the place of the layer's
         return m.__module__.startswith("torch.nn.") and not parts and not isinstance(m, CONTAINERS)
 
     def create_arg(self, a: Any) -> Any:
@@ -463,11 +487,12 @@ class ValueTracer(fx.Tracer):
 
     def guard(self, proxy: ValueProxy) -> Any:
         """Return the value of a proxy, which the Python code needs, and note that the graph depends on it."""
-        value = proxy._value
+        value = proxy._value.item() if isinstance(proxy._value, Tensor) and not proxy._data else proxy._value
         if proxy._data:
             raise TraceError(
-                f"{find_user_line()}: the code decides by the values of a tensor ({proxy.node.name}), so no one graph "
-                "computes this model; write the choice with torch.where, or keep it out of the model that is prepared"
+                f"{find_user_line()}: the code decides by the values of a tensor ({proxy.node.name}), or by chance, so "
+                "no one graph computes this model; write the choice with torch.where, or keep it out of the model that "
+                "is prepared"
             )
         if proxy.node not in self.guarded:
             self.guarded.add(proxy.node)
@@ -517,7 +542,7 @@ class TraceMode(TorchFunctionMode):
                 "call_function", func, self.tracer.create_arg(args), self.tracer.create_arg(kwargs)
             )
             node.meta["where"] = find_user_line()
-            return ValueProxy(node, self.tracer, result, False)
+            return ValueProxy(node, self.tracer, result, is_random(func))
         return result
 
     def switch_gradients(self, enabled: bool) -> None:

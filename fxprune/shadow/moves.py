@@ -114,7 +114,7 @@ def concatenate_constants(call: Call) -> list[Constant | None]:
     """What is known of joined tensors: of each part what was known of it."""
     tensors, dim, stacked = joined(call)
     known = [constant_of(t) for t in tensors]
-    if all(k is None for k in known):
+    if all(k is None for k in known) or any(t.numel() == 0 for t in tensors):  # at another size it may have elements
         return [None]
     nothing = Constant(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool))
     rank = call.outputs[0].dim()
@@ -170,5 +170,7 @@ def pad_constants(call: Call) -> list[Constant | None]:
     if constant is None:
         constant = Constant(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool))
     value, known = (c.expand(source.shape) for c in constant)
+    if call.sized:  # another size may have padding where this one has none
+        known = known & (value == fill)
     value = torch.where(known, value, torch.zeros((), dtype=value.dtype))
     return [Constant(compress(F.pad(value, pads, value=fill)), compress(F.pad(known, pads, value=True)))]

@@ -233,7 +233,7 @@ def write(target: ShadowTensor, ids: Ids, constant: Constant | None) -> None:
         parent, replay = child.view_of
         positions = replay(torch.arange(parent.numel()).view(parent.shape))
         parent.ids = scatter_ids(parent, child, positions)
-        parent.constant = scatter_constant(parent, child, positions)
+        parent.constant = scatter_constant(parent, child, positions) if positions.numel() else None  # at this size
         if made_of_inputs:
             parent.held = parent.held.to("meta")
         elif parent.is_real:
