@@ -114,7 +114,7 @@ class Graphs:
 
 RESERVED = frozenset({
     "class_name", "compile_graphs", "copy_shell", "forward_signature", "fxprune", "graphs", "inputs", "latency",
-    "lowered", "pinned", "plain", "report", "root_settings", "runs", "set_graphs", "steps", "untraced",
+    "lowered", "pinned", "plain", "report", "root_settings", "runs", "set_graphs", "steps", "switch", "untraced",
     "user", "whole_heads",
 })  # fmt: skip
 """The attributes of traced, prepared and converted models, whose names the parts of a user's model cannot have."""
@@ -135,7 +135,8 @@ class TracedModel(nn.Module):
     example inputs with which the model was traced; `steps` are the rewrites behind it, the first one first.
 
     Where the whole could not be traced, `user` is the module whose own code runs, with its regions swapped in
-    place, and `untraced` says what stayed outside of them and why. `lowered`, where stripes were, is that step.
+    place, and `untraced` says what stayed outside of them and why. `switch` is the user's module where its class has a
+    `train` of its own, such as one that keeps batch norms in eval mode. `lowered`, where stripes were, is that step.
     """
 
     lowered: Rewrite
@@ -162,6 +163,9 @@ class TracedModel(nn.Module):
         self.root_settings = root.root_settings if isinstance(root, TracedModel) else read_settings(root)
         self.user: nn.Module | None
         vars(self)["user"] = None if [region.path for region in graphs.regions] == [""] else user
+        self.switch: nn.Module | None
+        own = root if type(root).train is not nn.Module.train else None
+        vars(self)["switch"] = root.switch if isinstance(root, TracedModel) else own
         for node in (node for graph in graphs for node in graph.nodes if node.op == "get_attr"):
             owner, _, leaf = str(node.target).rpartition(".")
             part = find_module(root, owner)
@@ -202,7 +206,11 @@ class TracedModel(nn.Module):
                 run.unseen.warn_of_settings()
         if self.runs[0].unseen is not None:
             warn_of_changes("", self, self.root_settings)
-        return super().train(mode)
+        super().train(mode)
+        if self.switch is not None:
+            self.switch.train(mode)
+            self.training = self.switch.training
+        return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as every module does; raises StateError, a RuntimeError, where the state dict does not fit."""
@@ -225,8 +233,9 @@ class TracedModel(nn.Module):
 
     def copy_shell(self, memo: dict[int, Any]) -> nn.Module:
         """Copy modules, parameters and buffers, in the user's own module where its code runs."""
-        if self.user is not None:
-            shell: nn.Module = deep_copy(self.user, memo)
+        own = self.switch if self.user is None else self.user
+        if own is not None:
+            shell: nn.Module = deep_copy(own, memo)
         else:
             shell = nn.Module()
             for part in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", *HOOKS):

@@ -15,6 +15,7 @@ from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, TargetError
 from fxprune.is_number import is_whole
 from fxprune.meet_latency import meet_latency
+from fxprune.methods.base import Method
 from fxprune.methods.gmp import GMP
 from fxprune.methods.targets import Latency
 from fxprune.model import PreparedModel, in_eval_mode
@@ -32,6 +33,8 @@ def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> Prepa
     """
     if not isinstance(model, PreparedModel):
         options.setdefault("method", GMP())
+        if getattr(type(options["method"]), "adapt", Method.adapt) is not Method.adapt:
+            raise FxpruneError(explain_untrained(options["method"]))
         prepared = prepare(model, example_inputs, **options)
     elif options or example_inputs is not None:
         raise FxpruneError("a prepared model has its inputs, method and target already; give fxprune.prune that alone")
@@ -41,12 +44,23 @@ def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> Prepa
     masks = prepared.fxprune
     if masks.target is None:
         raise TargetError(f"{type(masks.method).__name__} has no target, so it cannot prune in one go")
+    variables = list(masks.variables.values())
+    if variables and all(bool((variable == variable.reshape(-1)[0]).all()) for variable in variables):
+        raise FxpruneError(explain_untrained(masks.method))
     share = masks.target.share * masks.method.share_of(int(masks.calls) + 1, masks.target.share)
     if isinstance(masks.target, Latency) and prepared is model:  # by now its layers have other scores
         prepared.latency = meet_latency(prepared, masks.target, share, partial(convert, check=False))
     masks.refresh(find_masked(prepared, masks), share)
     masks.calls += 1
     return prepared
+
+
+def explain_untrained(method: Any) -> str:
+    """Say that a method has nothing to go by yet."""
+    return (
+        f"{type(method).__name__} prunes by what it learns in training, and nothing was trained yet: prepare the "
+        "model, train it with a Scheduler, and then call fxprune.prune; at once prunes method=fxprune.GMP()"
+    )
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """When do the masks act? Before and after each step of the optimizer, along the method's schedule."""
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch.optim import Optimizer
 
 from fxprune.check_unchanged import check_unchanged
 from fxprune.errors import FxpruneError, OptimizerError, TargetError
-from fxprune.find_module import find_module
 from fxprune.is_number import is_number
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
@@ -41,10 +41,6 @@ class Scheduler:
                 f"{type(prepared).__name__} has no masks; give the model that fxprune.prepare returned "
                 "(unwrapped: ddp.module)"
             )
-        if not is_number(total_steps) or total_steps < 1 or total_steps % 1 != 0:  # so are fractions, NaN and infinity
-            raise OptimizerError(
-                f"total_steps={total_steps!r}: give the number of optimizer steps of the whole training, a whole one"
-            )
         if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
             raise OptimizerError(
                 f"{type(optimizer).__name__} is no torch.optim.Optimizer, whose steps could be followed; give the "
@@ -52,7 +48,8 @@ class Scheduler:
             )
         if isinstance(prepared, PreparedModel):
             check_unchanged(prepared)
-        self.total_steps = total_steps
+        _NEWEST[masks] = weakref.ref(self)
+        self.total_steps = total_steps  # raises where it is none
         self._prepared = prepared
         self._masks = masks
         self._follows_optimizer = optimizer is not None
@@ -89,9 +86,27 @@ class Scheduler:
             )
         self._advance()
 
+    @property
+    def total_steps(self) -> int:
+        """The number of optimizer steps of the whole training."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int) -> None:
+        if not is_number(total_steps) or total_steps < 1 or total_steps % 1 != 0:  # so are fractions, NaN and infinity
+            raise OptimizerError(
+                f"total_steps={total_steps!r}: give the number of optimizer steps of the whole training, a whole one"
+            )
+        self._total_steps = total_steps
+
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _is_skipped(optimizer):
             return
+        if _NEWEST[self._masks]() not in (None, self):
+            raise OptimizerError(
+                "another Scheduler was made for this model since, and each would count its optimizer's steps; where "
+                "two optimizers train it at once, make one Scheduler without an optimizer, and call step() after both"
+            )
         if any(closure is not None for closure in (*args[1:], *kwargs.values())) and self._edits_gradients:
             raise OptimizerError(
                 f"{type(self._masks.method).__name__} changes gradients before each step, and a closure computes them "
@@ -130,7 +145,7 @@ class Scheduler:
     def _find_parameters(self, name: str) -> list[Tensor]:
         """List the parameters behind a masked tensor: itself, or those of which its layer computes it."""
         tensor = self._followed[name]
-        owner = find_module(self._prepared, name.rpartition(".")[0])
+        owner = self._prepared.get_submodule(name.rpartition(".")[0])
         return [tensor] if isinstance(tensor, nn.Parameter) else list(owner.parameters())
 
     @property
@@ -145,6 +160,12 @@ class Scheduler:
                 f"the optimizer holds none of the prepared model's {len(trained)} masked parameters; "
                 "make it after fxprune.prepare, from prepared.parameters(), and after fully_shard where that is used"
             )
+        learnt = [variable for variable in self._masks.variables.values() if variable.requires_grad]
+        if not all(id(variable) in held for variable in learnt):
+            raise OptimizerError(
+                f"the optimizer lacks variables of the masks, which {type(self._masks.method).__name__} learns; make "
+                "it from fxprune.param_groups(prepared, lr=...) or prepared.parameters()"
+            )
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, Scheduler) and other._masks is self._masks:
@@ -152,6 +173,10 @@ class Scheduler:
                     "a Scheduler follows this optimizer already, and each step would count twice; keep the first one, "
                     "or make a new optimizer for the next training"
                 )
+
+
+_NEWEST: weakref.WeakKeyDictionary[Masks, weakref.ref[Scheduler]] = weakref.WeakKeyDictionary()
+"""The Scheduler that was made last for each model's masks."""
 
 
 def _is_skipped(optimizer: Optimizer) -> bool:
@@ -193,7 +218,7 @@ def _find_tensor(model: nn.Module, name: str) -> Tensor:
     """Give the tensor of that name, by attributes: one that is shared or parametrised is in no list of parameters."""
     path, _, attribute = name.rpartition(".")
     try:
-        tensor = read_tensor(find_module(model, path), attribute)
+        tensor = read_tensor(model.get_submodule(path), attribute)
     except AttributeError:
         tensor = None
     if not isinstance(tensor, Tensor):

@@ -116,7 +116,7 @@ def test_masks_that_learn_refuse_a_training_in_eval_mode() -> None:
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"method": fxprune.Feather(p=1)}, r"p=1\)"),
+        ({"method": fxprune.Feather(p=1)}, r"p=1.0\)"),
         ({"method": fxprune.ST3()}, r"method=ST3"),
         ({"target": fxprune.Sparsity(0.9)}, r"masked=0\.9"),
         ({"granularity": "weight"}, r"granularity='weight'"),

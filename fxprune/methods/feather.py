@@ -27,6 +27,7 @@ class Feather(Method):
     def __post_init__(self) -> None:
         if not is_number(self.p) or not self.p >= 1:
             raise TargetError(f"Feather(p={self.p!r}): the power is 1 (soft) or more; the published one is 3")
+        object.__setattr__(self, "p", float(self.p))  # 3 is written as 3.0 is, also in a state dict
 
     def gate(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
         return power_gate(magnitude, threshold, self.p)

@@ -52,6 +52,7 @@ class RNI(NormScales):
         if any(isinstance(module, nn.SyncBatchNorm) for module in norms):
             raise FxpruneError("RNI has no synchronised batch norm; prepare the model with its ordinary ones")
         refuse_tied(model, norms)
+        refuse_opened(model, norms)
         with torch.random.fork_rng(devices=[]):
             for module in norms:
                 module.__class__ = make_receding(type(module))
@@ -71,6 +72,19 @@ class RNI(NormScales):
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else super().options(kind, lr, weight_decay)
+
+
+def refuse_opened(model: nn.Module, norms: list[_BatchNorm]) -> None:
+    """Raise FxpruneError where a graph computes a batch norm itself, past the module that is to be another one."""
+    graphs = getattr(model, "graphs", ())
+    read = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+    for path, module in model.named_modules():
+        if module in norms and f"{path}.weight" in read:
+            raise FxpruneError(
+                f"{path} ({type(module).__name__}) is a batch norm with code of its own, or is used past its module, "
+                "and RNI replaces the code of batch norms; take another method, such as fxprune.NetworkSlimming(), or "
+                "make it of an nn.BatchNorm and a layer behind it"
+            )
 
 
 def refuse_tied(model: nn.Module, norms: list[_BatchNorm]) -> None:
@@ -100,7 +114,8 @@ def make_receding(kind: type[_BatchNorm]) -> type[_BatchNorm]:
         self._check_input_dim(x)
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        average = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        count = self.num_batches_tracked if self.momentum is None and self.training else 1
+        average = 1.0 / float(count) if self.momentum is None else self.momentum
         kept = not self.training or self.track_running_stats
         mean, variance = (self.running_mean, self.running_var) if kept else (None, None)
         by_batch = self.training or self.running_mean is None

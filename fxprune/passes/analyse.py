@@ -207,6 +207,7 @@ class ShadowRun:
         self.called = self.counts = False  # whether the node that runs called an op; may take numbers of channels
         self.counted: dict[fx.Node, list[Tensor]] = {}  # numbers in which channels are counted, and their ids
         self.mixed: list[Tensor] = []
+        self.is_inside = False  # whether the node that runs takes tensors, so that those which it makes are its own
         self.sized = False  # whether the node that runs takes numbers that the size of an input gives
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
@@ -233,7 +234,7 @@ class ShadowRun:
             call.sized = self.sized
             fresh = [self.table.fresh(out.shape) for out in call.outputs]
             for out, new in zip(call.outputs, fresh, strict=True):
-                if self.table.node is not None and self.table.node.all_input_nodes and is_table(out):
+                if self.is_inside and is_table(out):
                     self.table.pin(new, "a table inside of an op, whose entries are no channels")
             return [(new, None) for new in fresh]
         call.sized = self.sized or any(t.sized for t in call.tensors)
@@ -374,6 +375,7 @@ class ShadowRun:
         if node.op == "placeholder":
             return next(inputs)
         others = [n for n in node.all_input_nodes if not is_shadow(env[n])]
+        self.is_inside = len(others) < len(node.all_input_nodes)
         numbers = [n for n in others if any(type(leaf) in (int, float) for leaf in tree_leaves(env[n]))]
         self.sized = not self.widths.issuperset(numbers)
         self.mixed = [ids for n in numbers if n not in self.widths for ids in self.counted.get(n, ())]

@@ -29,6 +29,7 @@ from fxprune.passes.bake_masks import freeze_masks
 from fxprune.passes.find_dead import Plan, cut
 from fxprune.passes.guards import check_guard
 from fxprune.passes.watch import kept_state
+from fxprune.passes.written_weights import writes_weights
 from fxprune.run_alone import all_threads
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -60,6 +61,8 @@ def check_exact(
     Raises:
         ExactnessError: the outputs differ by more than rounding.
     """
+    if writes_weights(source):
+        model = copy.deepcopy(model)
     entered = entries(compact, inputs)
     with torch.random.fork_rng(devices=[]):
         return max(check_module(model, source, compact, path, given, shrink_again) for path, given in entered)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from fxprune.errors import FxpruneError, TraceError
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, tensors_in
 from fxprune.passes.trace import cannot_run, copy_model, trace, trace_region
 from fxprune.passes.watch import Calls, kept_state, sizes_in, watch_calls
+from fxprune.passes.written_weights import kept_weights, writes_weights
 from fxprune.run_alone import all_threads
 
 ROUGH = 0.02
@@ -41,7 +43,7 @@ def trace_regions(model: nn.Module, inputs: Inputs, check: bool = True) -> Trace
     except TraceError as error:
         root = copy_model(model)
         try:
-            with all_threads():
+            with all_threads(), kept_weights(root, model):
                 calls = watch_calls(root, inputs)
         except TraceError:
             raise error from None  # it says more
@@ -65,7 +67,8 @@ def trace_parts(
     """
     search = Search(root, calls, hooked)
     search.refuse("", error)
-    search.visit_children("")
+    with kept_weights(root, model):
+        search.visit_children("")
     if not search.regions:
         raise error
     traced = TracedModel(root, Graphs(search.regions), inputs=inputs, untraced=search.untraced)
@@ -83,20 +86,48 @@ def compare_code(model: nn.Module, traced: TracedModel, inputs: Inputs) -> None:
     So code is found out that tells what it is traced with from tensors, calls a layer past its module, or leaves a
     result in an attribute.
     """
-    code = copy_model(model, share_weights=True)
+    code = copy_model(model, share_weights=not writes_weights(traced))
     quiet = torch.random.fork_rng(devices=[])
-    with torch.no_grad(), quiet, in_eval_mode(code), in_eval_mode(traced), kept_state(traced):
+    kept = kept_weights(traced, model)
+    with torch.no_grad(), quiet, in_eval_mode(code), in_eval_mode(traced), kept_state(traced), kept:
+        before = read_attributes(code)
         try:
             wanted = floats_of(code, inputs)
         except Exception as error:
             raise cannot_run(code, error) from error
-        if are_alike(wanted, floats_of(traced, inputs)) or not are_alike(wanted, floats_of(code, inputs)):
+        left = [name for name, value in read_attributes(code).items() if before.get(name) is not value]
+        if are_alike(wanted, floats_of(traced, inputs)):
+            if left:
+                compare_second_call(code, traced, inputs, left)
+            return
+        if not are_alike(wanted, floats_of(code, inputs)):
             return  # random outputs cannot be compared
     raise TraceError(
         f"what was traced of {type(model).__name__} gives other outputs than its code, which must tell a traced value "
         "from a tensor (by type(x) instead of isinstance), use the weights of a layer past the layer, or let a module "
         "leave something in an attribute that code outside of it reads"
     )
+
+
+def read_attributes(model: nn.Module) -> dict[str, Any]:
+    """Read all plain attributes of a model's modules, by their names."""
+    return {
+        f"{path}.{name}".strip("."): value
+        for path, part in model.named_modules()
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training"
+    }
+
+
+def compare_second_call(code: nn.Module, traced: TracedModel, inputs: Inputs, left: list[str]) -> None:
+    """Run code and graph once more, where the code has left something in attributes, which it may go by."""
+    wanted = floats_of(code, inputs)
+    if not are_alike(wanted, floats_of(traced, inputs)):
+        raise TraceError(
+            f"what was traced of {type(code).__name__} gives other outputs than its code in the second call: it goes "
+            f"by what the first one has left in {', '.join(left[:3])}; register that as a buffer, which the graph reads "
+            "and writes, or keep it out of the model that is prepared"
+        )
 
 
 def floats_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:

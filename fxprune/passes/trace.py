@@ -14,7 +14,7 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from fxprune.errors import GuardViolated, TraceError
 from fxprune.find_module import find_module
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
 from fxprune.passes.guards import FAILURES, check_failure, check_guard
+from fxprune.passes.left_behind import kept_chance, store_buffers
 from fxprune.passes.objects import holds_proxies, remake
 from fxprune.passes.proxies import (
     LENGTH,
@@ -44,6 +45,7 @@ from fxprune.passes.proxies import (
 from fxprune.passes.source_lines import find_error, find_user_line
 from fxprune.passes.stand_ins import standing_in
 from fxprune.passes.watch import kept_state
+from fxprune.passes.written_weights import kept_weights
 from fxprune.run_alone import all_threads
 from fxprune.shadow.shapes import ShapeTensor
 
@@ -75,10 +77,11 @@ def trace(model: nn.Module, inputs: Inputs) -> TracedModel:
     """
     try:
         root = copy_model(model)
-        region = trace_region(root, "", inputs, values=False)
+        with kept_weights(root, model):
+            region = trace_region(root, "", inputs, values=False)
     except (TraceError, GuardViolated):  # code that was left halfway leaves its objects in any state
         root = copy_model(model)
-        with all_threads():
+        with kept_weights(root, model), all_threads():
             region = trace_region(root, "", inputs)
     return TracedModel(root, Graphs([region]), inputs=inputs)
 
@@ -174,9 +177,15 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
     `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
     """
     tracer = ValueTracer(inputs, earlier)
+    buffers = dict(root.named_buffers())
+    kept = (kept_state(root), kept_chance(), torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer))
     try:
-        with kept_state(root), torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer):
+        with ExitStack() as stack:
+            for each in kept:
+                stack.enter_context(each)
             graph = tracer.trace(root)
+            tracer.recording = False
+            store_buffers(graph, root, buffers)
             constants = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
         vars(root).update(constants)  # what else code leaves is no tensor but a proxy
         if tracer.failed and any(isinstance(leaf, ShapeTensor) for leaf in tree_leaves(inputs)):

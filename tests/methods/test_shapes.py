@@ -106,7 +106,10 @@ def test_what_lies_in_a_rectangle_is_open(method: Method) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
     options = {"granularity": "stripe", "shapes": "rectangles", "target": fxprune.Sparsity(0.6)}
-    prepared = fxprune.prune(Residual(96, 128), x, method=method, **options)
+    prepared = fxprune.prepare(Residual(96, 128), x, method=method, **options)
+    for variable in prepared.fxprune.variables.values():
+        variable.data.uniform_()
+    fxprune.prune(prepared)
     for mask in prepared.fxprune.weight_masks.values():
         masked = mask(prepared.get_parameter(mask.parameter))
         assert torch.equal((masked != 0).any(1), (mask.inside > 0).squeeze(1))
