@@ -85,7 +85,9 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
     called = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     own = {node for node in graph.nodes if node.name in layers and layers[node.name].is_own}
-    given = {each for node in own for each in layer_inputs(node)}
+    given: set[fx.Node] = set()
+    for node in own:
+        fx.node.map_arg(layer_inputs(node), given.add)
     for node in graph.nodes:
         if node.op == "get_attr" and node not in given and own.issuperset(node.users):
             continue  # the layers hold it
@@ -101,7 +103,7 @@ def call_layers(graph: fx.Graph, layers: Mapping[str, LayerCall]) -> fx.Graph:
 
 def call_layer(called: fx.Graph, node: fx.Node, layer: LayerCall, copies: dict[fx.Node, fx.Node]) -> fx.Node:
     """Add the call of the layer that a node was to the copy of its graph."""
-    inputs = tuple(copies[each] if isinstance(each, fx.Node) else each for each in layer_inputs(node))
+    inputs = fx.node.map_arg(layer_inputs(node), copies.__getitem__)
     if layer.is_own:
         return called.call_module(layer.path, inputs)
     count = count_inputs(node)

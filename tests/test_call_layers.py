@@ -367,3 +367,24 @@ def test_layers_may_be_given_parameters_and_be_called_as_others_are_named(granul
     torch.testing.assert_close(prepared(x), model(x))
     compact = fxprune.convert(prepared)
     torch.testing.assert_close(compact(x), model(x))
+
+
+class Recurrent(nn.Module):
+    """A layer that is given a tuple of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.stem = nn.Parameter(torch.randn(8)), nn.Linear(4, 6)
+        self.cell, self.head = nn.LSTMCell(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.start.expand(len(x), -1)
+        out: Tensor = self.head(self.cell(self.stem(x), (start, start.cos()))[0])
+        return out
+
+
+def test_layers_may_be_given_tuples() -> None:
+    model, x = Recurrent(), torch.randn(5, 4)
+    prepared = fxprune.prepare(model, x)
+    torch.testing.assert_close(prepared(x), model(x))
+    torch.testing.assert_close(fxprune.convert(prepared)(x), model(x))

@@ -27,7 +27,7 @@ def bake_masks(prepared: PreparedModel) -> TracedModel:
     ready = {id(own[name]): nn.Parameter(value, own[name].requires_grad) for name, value in values.items()}
     unmasked, masks = share_tensors(prepared.parameters()), {id(prepared.fxprune): None}
     shell = prepared.copy_shell(unmasked | ready | masks)
-    del shell._modules["fxprune"]
+    shell._modules.pop("fxprune", None)  # the code of the user that runs does not have it
     bake_parametrizations(shell)
     prepared.fxprune.method.restore(shell)
     for name, value in values.items():  # what a parametrization computed is a parameter only now

@@ -125,8 +125,8 @@ def compare_second_call(code: nn.Module, traced: TracedModel, inputs: Inputs, le
     if not are_alike(wanted, floats_of(traced, inputs)):
         raise TraceError(
             f"what was traced of {type(code).__name__} gives other outputs than its code in the second call: it goes "
-            f"by what the first one has left in {', '.join(left[:3])}; register that as a buffer, which the graph reads "
-            "and writes, or keep it out of the model that is prepared"
+            f"by what the first one has left in {', '.join(left[:3])}; register that as a buffer, which the graph "
+            "reads and writes, or keep it out of the model that is prepared"
         )
 
 
