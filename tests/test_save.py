@@ -120,6 +120,29 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
+class Sums(nn.Module):
+    """Adds up from zeros, which are a constant of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        total = torch.zeros_like(y)
+        for number in range(2):
+            total = total + y * number
+        out: torch.Tensor = self.b(total)
+        return out
+
+
+def test_sums_from_zeros_come_back(tmp_path: Path) -> None:
+    x, model = torch.randn(3, 6), Sums()
+    compact = fxprune.convert(fxprune.prune(model, x))
+    fxprune.save(compact, tmp_path / "sums.safetensors")
+    assert torch.equal(fxprune.load(model, tmp_path / "sums.safetensors")(x), compact(x))
+
+
 def test_a_residual_network_comes_back(tmp_path: Path) -> None:
     def make() -> nn.Module:
         return torchvision.models.resnet18(num_classes=10)

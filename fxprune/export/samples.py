@@ -1,11 +1,12 @@
 """On which inputs is a file compared with its model? The example, and random ones of other batch and image sizes."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, GuardViolated
 from fxprune.export.interface import Inputs
 from fxprune.export.runtimes.interface import TensorInfo
 
@@ -67,6 +68,14 @@ def takes(model: nn.Module, inputs: Inputs, tensors: Tensors) -> bool:
     args, kwargs = inputs.rebuild([tensor.clone() for tensor in tensors])
     try:
         model(*args, **kwargs)
+    except GuardViolated as error:  # which the file cannot say when it runs
+        sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
+        warnings.warn(
+            f"the file leaves sizes open for which the model refuses to run, and computes something else there: "
+            f"{sizes}; {error}. Fix these sizes in the file (dynamic_batch=False, no dynamic_axes), or keep to others",
+            stacklevel=2,
+        )
+        return False
     except (FxpruneError, RuntimeError, ValueError, IndexError, AssertionError):
         return False
     return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +42,34 @@ def store_buffers(graph: fx.Graph, root: nn.Module, before: dict[str, Tensor]) -
                 stored = graph.call_method("copy_", (graph.get_attr(name), graph.call_method("detach", (value.node,))))
             for node in (stored, *stored.all_input_nodes):
                 node.meta["where"] = value.node.meta.get("where", f"the buffer {name}")
+
+
+def forget_proxies(proxies: list[weakref.ref[ValueProxy]]) -> None:
+    """Take what stood for values out of the caches of the user's process, where code that was traced has put it."""
+    alive = [proxy for reference in proxies if (proxy := reference()) is not None and proxy.node.op != "get_attr"]
+    for holder in gc.get_referrers(*alive) if alive else ():
+        if isinstance(holder, functools._lru_cache_wrapper):
+            holder.cache_clear()
+        elif isinstance(holder, dict):
+            owner = next((each for each in gc.get_referrers(holder) if isinstance(each, type)), None)
+            put_back(holder, owner)
+        elif isinstance(holder, list) and holder is not alive:
+            holder[:] = [value._value if type(value) is ValueProxy else value for value in holder]
+        elif isinstance(getattr(holder, "__dict__", None), dict) and not isinstance(holder, type):
+            put_back(vars(holder), None)
+
+
+def put_back(holder: dict[str, Any], owner: type | None) -> None:
+    """Put values into the places of proxies in a dictionary, which may be that of a class; nothing, without a value."""
+    for name, proxy in list(holder.items()):
+        if type(proxy) is not ValueProxy:
+            continue
+        if type(proxy._value) is not Tensor:
+            holder.pop(name) if owner is None else delattr(owner, name)
+        elif owner is None:
+            holder[name] = proxy._value
+        else:
+            setattr(owner, name, proxy._value)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,9 +33,10 @@ class ValueProxy(fx.Proxy):
 
     tracer: Any  # the ValueTracer that made it
 
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Any, data: bool) -> None:
+    def __init__(self, node: fx.Node, tracer: Any, value: Any, data: bool) -> None:
         super().__init__(node, tracer)
         self._value = value
+        tracer.proxies.append(weakref.ref(self))
         self._data = data  # whether the value depends on the contents of an input, not only on shapes
 
     def __getattr__(self, name: str) -> Any:

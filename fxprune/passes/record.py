@@ -61,7 +61,7 @@ def rebuild_plan(step: Step, source: TracedModel, channels: Channels) -> Plan:
     constants = {find_node(nodes, (graph, name)): torch.zeros(shape) for graph, name, shape in step.constants}
     for node, value in constants.items():
         shadow = next(values[node] for values in channels.values if node in values)
-        if not isinstance(shadow, Shadow) or len(shadow.shape) != value.dim():
+        if not isinstance(shadow, Shadow) or value.dim() not in (0, len(shadow.shape)):  # one number for all, or each
             raise differs(f"the result of the node {node.name} has other dimensions")
     return Plan(
         dead=find_removed(step, channels),

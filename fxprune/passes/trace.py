@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -30,7 +31,7 @@ from fxprune.errors import GuardViolated, TraceError
 from fxprune.find_module import find_module
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
 from fxprune.passes.guards import FAILURES, check_failure, check_guard
-from fxprune.passes.left_behind import kept_chance, store_buffers
+from fxprune.passes.left_behind import forget_proxies, kept_chance, store_buffers
 from fxprune.passes.objects import holds_proxies, remake
 from fxprune.passes.proxies import (
     LENGTH,
@@ -177,6 +178,7 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
     `earlier` holds, by name, the nodes of the other mode and their values, and gets those of this one.
     """
     tracer = ValueTracer(inputs, earlier)
+    proxies = tracer.proxies
     buffers = dict(root.named_buffers())
     kept = (kept_state(root), kept_chance(), torch.random.fork_rng(devices=[]), standing_in(tracer), TraceMode(tracer))
     try:
@@ -200,6 +202,8 @@ def trace_mode(root: nn.Module, inputs: Inputs, earlier: dict[str, tuple[fx.Node
     except Exception as error:
         explain = cannot_run if find_failure(root, inputs) else cannot_trace
         raise explain(root, error) from error
+    finally:
+        forget_proxies(proxies)
     for node in graph.nodes:  # `self.relu(x)` that writes to x, the result left unused
         module = find_module(root, node.target) if node.op == "call_module" else None
         inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
@@ -273,6 +277,7 @@ class ValueTracer(fx.Tracer):
         self.recording = False
         self.texts: list[tuple[str, fx.Node]] = []  # what the code made of sizes, and the guards
         self.asked = Asked()
+        self.proxies: list[weakref.ref[ValueProxy]] = []  # all that were made
         self.failed = False  # whether an op did
         self.failures: list[str] = []  # lines of ops that failed, for which the graph has no check
         self.opaque: tuple[str, set[int]] | None = None  # the step that hides what it computes, and what it is given
