@@ -57,6 +57,12 @@ class Arguments:
         if any(name in named for name in kwargs):
             return args, kwargs  # Python says which came twice
         named.update(kwargs)
+        if not torch.compiler.is_exporting():  # when code runs on sizes that stand for all, and may take any way
+            self.refuse_others(named)
+        return (), {name: value for name, value in named.items() if name not in self.left_out}
+
+    def refuse_others(self, named: dict[str, Any]) -> None:
+        """Refuse arguments for which the graph does not hold."""
         for name, wanted in self.choices.items():
             value = named[name] if name in named else self.find_default(name)
             if (value is None) if wanted is GIVEN else not is_same(value, wanted):
@@ -69,7 +75,6 @@ class Arguments:
                     f"call, and had {write_ranks(ranks)} in the example inputs, for which the model's code asks; call "
                     "prepare with example_inputs of this kind"
                 )
-        return (), {name: value for name, value in named.items() if name not in self.left_out}
 
     def find_default(self, name: str) -> Any:
         """What an argument is that a call lacks."""

@@ -170,16 +170,24 @@ class Masks(nn.Module):
     def after_step(self, parameters: Mapping[str, Tensor], sparsity: float, progress: float) -> None:
         """Do what the method does when the optimizer has stepped, and refresh the masks."""
         if self.method.learns:
-            variables = [variable.data for variable in self.variables.values()]
-            whole = [gather(variable) for variable in variables]
-            self.method.after_step(whole, sparsity)
-            for variable, values in zip(variables, whole, strict=True):
-                if values is not variable:
-                    variable.copy_(spread(values, variable))
+            self._change_variables(sparsity)
             for mask in self._weight_masks():
                 if mask.progress is not None:
                     mask.progress.fill_(progress)
         self.refresh(parameters, sparsity)
+
+    def _change_variables(self, sparsity: float) -> None:
+        """Let the method change its variables, layers together that lose a share of the cost together."""
+        variables = {mask.parameter: mask.variable.data for mask in self._weight_masks() if mask.variable is not None}
+        whole = {name: gather(variable) for name, variable in variables.items()}
+        if isinstance(self.costs, WeightCosts):
+            sizes = {name: values.numel() for name, values in whole.items()}
+            for names, budget in self.costs.share_budgets(sizes, sparsity):
+                prices = [self.costs.prices.get(name, 1) for name in names]
+                self.method.after_step([whole[name] for name in names], budget, prices)
+        for name, values in whole.items():
+            if values is not variables[name]:
+                variables[name].copy_(spread(values, variables[name]))
 
     @torch.no_grad()
     def refresh(self, parameters: Mapping[str, Tensor], sparsity: float) -> None:

@@ -104,8 +104,12 @@ class Method:
         The gradient is still `scale` times too large, where a GradScaler leaves it to the optimizer to divide.
         """
 
-    def after_step(self, variables: Sequence[Tensor], sparsity: float) -> None:
-        """Change the variables of all masks, in place, when the optimizer has stepped and before thresholds follow."""
+    def after_step(self, variables: Sequence[Tensor], budget: float, prices: Sequence[int]) -> None:
+        """Change variables of masks, in place, when the optimizer has stepped and before thresholds follow.
+
+        These are of all layers that share a `budget`, what the open gates may cost together; each gate of a layer
+        costs its price.
+        """
 
     def share_of(self, calls: int, target: float) -> float:
         """Give the share of the target that is closed after so many calls of `fxprune.prune`."""

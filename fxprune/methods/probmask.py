@@ -6,11 +6,12 @@ Zhou et al.: Effective Sparsification of Neural Networks with Global Sparsity Co
     temperature = (1 - 0.97 * progress)                   with gradients for w and p; p starts as ones
 
 After each step of the optimizer p is projected onto {0 <= p <= 1, sum p <= (1 - s) N} over all layers, which is
-p <- clip(p - v, 0, 1) with v by bisection. In eval mode the weights of the largest p are kept, as many as the target
-says. Deviations: one noise a step, where the paper averages two; the mask at the end holds the most probable weights
-instead of a sample; p has `lr_ratio` times the learning rate of the weights in `param_groups`, where the paper takes
-Adam. Ten is for hundreds of epochs: while p is undecided the mask of the evaluation is not that of the training, and a
-training of few steps decides nothing without a larger one.
+p <- clip(p - v, 0, 1) with v by bisection; over each layer that has a share of its own, and with prices c, where
+weights cost differently, onto {sum c p <= budget}, by p <- clip(p - v c, 0, 1). In eval mode the weights of the largest
+p are kept, as many as the target says. Deviations: one noise a step, where the paper averages two; the mask at the end
+holds the most probable weights instead of a sample; p has `lr_ratio` times the learning rate of the weights in
+`param_groups`, where the paper takes Adam. Ten is for hundreds of epochs: while p is undecided the mask of the evaluation
+is not that of the training, and a training of few steps decides nothing without a larger one.
 """
 
 import math
@@ -60,17 +61,20 @@ class ProbMask(Method):
         return weight * kept
 
     @torch.no_grad()
-    def after_step(self, variables: Sequence[Tensor], sparsity: float) -> None:
-        budget = (1 - sparsity) * sum(p.numel() for p in variables)
-        low = high = torch.zeros((), dtype=torch.float64)
-        if sum(float(p.clamp(0, 1).sum(dtype=torch.float64)) for p in variables) > budget:
-            high = torch.tensor(max(float(p.max()) for p in variables), dtype=torch.float64)
+    def after_step(self, variables: Sequence[Tensor], budget: float, prices: Sequence[int]) -> None:
+        priced = [(p, price) for p, price in zip(variables, prices, strict=True) if price]
+
+        def cost(shift: float) -> float:
+            return sum(price * float((p - shift * price).clamp(0, 1).sum(dtype=torch.float64)) for p, price in priced)
+
+        low = high = 0.0
+        if cost(0.0) > budget:
+            high = max(float(p.max()) / price for p, price in priced)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            kept = sum(float((p - float(middle)).clamp(0, 1).sum(dtype=torch.float64)) for p in variables)
-            low, high = (middle, high) if kept > budget else (low, middle)
-        for p in variables:
-            p.sub_(float(high)).clamp_(0, 1)
+            low, high = (middle, high) if cost(middle) > budget else (low, middle)
+        for p, price in zip(variables, prices, strict=True):
+            p.sub_(high * price).clamp_(0, 1)
 
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         if kind == "gate":

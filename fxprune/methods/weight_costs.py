@@ -52,6 +52,13 @@ class WeightCosts:
             name: select({name: magnitudes[name]}, closed, scales, None) for name, closed in wanted.items()
         }
 
+    def share_budgets(self, sizes: Mapping[str, int], share: float) -> list[tuple[list[str], float]]:
+        """Give what the open gates cost when `share` of the cost is gone, by layers that lose it together."""
+        wanted, common = self._share_out(sizes, share)
+        free = {name: size for name, size in sizes.items() if name not in wanted}
+        budgets = [([name], float(self.sum_costs({name: sizes[name] - closed}))) for name, closed in wanted.items()]
+        return [*budgets, (list(free), float(self.sum_costs(free) - common))] if free else budgets
+
     def is_met(self, closed: Mapping[str, int], sizes: Mapping[str, int], share: float) -> bool:
         """Whether `share` of the cost is gone already, where so many of each layer's gates are closed."""
         wanted, common = self._share_out(sizes, share)

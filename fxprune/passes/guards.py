@@ -9,8 +9,8 @@ from torch import fx
 
 from fxprune.errors import GuardViolated
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
-"""What torch raises where it is given the wrong shapes."""
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError)
+"""What torch raises where it is given the wrong shapes, and Python where something is missing."""
 
 
 def check_guard(actual: Any, expected: Any, where: str) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.errors import TraceError
+from fxprune.passes.source_lines import find_user_line
+
 _STRUCTURE = frozenset({
     "ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized",
     "_is_buffer", "_is_param", "persistent",
@@ -72,6 +75,8 @@ class ValueProxy(fx.Proxy):
             return int(self.tracer.guard(self.tracer.create_proxy("call_function", LENGTH, (self,), {})))
         if isinstance(self._value, torch.Size):
             self._ask_rank()
+        if isinstance(self._value, dict):
+            return LENGTH(self._guarded_keys())
         return self._value.__len__()  # type: ignore[no-any-return]
 
     def _note_lack(self, name: str) -> None:
@@ -104,6 +109,8 @@ class ValueProxy(fx.Proxy):
         return [(key, self[key]) for key in self._guarded_keys()]
 
     def __bool__(self) -> bool:
+        if isinstance(self._value, (list, tuple, dict)):
+            return len(self) > 0
         is_number = type(self._value) in (int, float)
         asked = operator.ne(self, 0) if is_number else self  # the truth of a number, not the number
         return bool(self.tracer.guard(asked))
@@ -274,6 +281,12 @@ def record_torch_function(tracer: Any, function: Any, args: Any, kwargs: Any) ->
     """Record a call of a torch function, of a Tensor method, or of a Tensor property."""
     if is_accessor(function):
         return getattr(args[0], function.__self__.__name__)
+    if getattr(function, "__name__", "") in ("__set__", "__delete__"):
+        name = getattr(function.__self__, "__name__", "data")
+        raise TraceError(
+            f"{find_user_line()}: the code assigns to `.{name}` of a tensor, which no graph does; write to the tensor "
+            "itself, under torch.no_grad(), as by copy_() or lerp_(), or keep it out of the model that is prepared"
+        )
     if torch.overrides.is_tensor_method_or_property(function):
         return tracer.create_proxy("call_method", function.__name__, args, kwargs)
     return tracer.create_proxy("call_function", function, args, kwargs)

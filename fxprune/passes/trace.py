@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -162,6 +163,11 @@ def refuse_computed(model: nn.Module) -> None:
     """Name a weight that a hook computes before each call, as torch's older normalisations of weights do."""
     for name, part in model.named_modules():
         for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                raise TraceError(
+                    f"{name or 'the model'} is pruned by torch.nn.utils.prune, which computes its {hook._tensor_name} "
+                    f"anew in each call: call torch.nn.utils.prune.remove(module, {hook._tensor_name!r}) first"
+                )
             norm = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}.get(type(hook))
             if norm is not None:
                 raise TraceError(

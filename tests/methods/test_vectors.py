@@ -115,16 +115,56 @@ def test_probabilities_are_projected_onto_the_budget(sparsity: float) -> None:
     generator = torch.Generator().manual_seed(0)
     layers = [1.5 * torch.rand(40, 30, generator=generator) - 0.2, torch.rand(70, generator=generator)]
     before = torch.cat([p.flatten() for p in layers]).clone()
-    fxprune.ProbMask().after_step(layers, sparsity)
+    budget = (1 - sparsity) * sum(p.numel() for p in layers)
+    fxprune.ProbMask().after_step(layers, budget, [1, 1])
     after = torch.cat([p.flatten() for p in layers])
     total = before.clamp(0, 1).sum()
-    budget = (1 - sparsity) * before.numel()
     assert after.sum().item() == pytest.approx(min(budget, total.item()), rel=1e-4)
     assert after.min() >= 0
     assert after.max() <= 1
     inside = (after > 0) & (after < 1)  # all of those went down by the same
     shifts = (before - after)[inside]
     assert (shifts.max() - shifts.min()).item() < 1e-5
+
+
+def test_probabilities_are_projected_by_what_weights_cost() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.rand(300, generator=generator), torch.rand(500, generator=generator)]
+    before = [p.clone() for p in layers]
+    fxprune.ProbMask().after_step(layers, 400.0, [4, 1])
+    assert 4 * float(layers[0].sum()) + float(layers[1].sum()) == pytest.approx(400, rel=1e-4)
+    shifts = [(b - a)[a > 0].mean() for b, a in zip(before, layers, strict=True)]
+    assert float(shifts[0]) == pytest.approx(4 * float(shifts[1]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        fxprune.Sparsity(0.6),
+        fxprune.Sparsity(0.6, scope="layer"),
+        fxprune.Sparsity(0.6, overrides={"0": 0.9}),
+        fxprune.Macs(remaining=0.4),
+    ],
+    ids=str,
+)
+def test_probabilities_of_the_training_are_those_of_the_mask(target: fxprune.Sparsity) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, stride=2))
+    x = torch.randn(2, 3, 9, 9)
+    prepared = fxprune.prepare(model, x, method=fxprune.ProbMask(), target=target, granularity="weight")
+    masks = prepared.fxprune
+    for variable in masks.variables.values():
+        variable.data.uniform_(0.5, 1)
+    parameters = dict(prepared.named_parameters())
+    masks.after_step(parameters, target.share, 1.0)
+    prepared.eval()
+    kept = {m.parameter: int((m(parameters[m.parameter]) != 0).sum()) for m in masks.weight_masks.values()}
+    expected = {m.parameter: float(m.variable.detach().sum()) for m in masks.weight_masks.values()}
+    if target.scope == "layer" or target.overrides:  # each layer has its own share
+        assert expected == pytest.approx(kept, abs=2)
+    prices = masks.costs.prices
+    cost, wanted = (sum(prices.get(name, 1) * number for name, number in each.items()) for each in (expected, kept))
+    assert cost == pytest.approx(wanted, rel=0.02)
 
 
 def test_cycles_close_a_fifth_of_the_rest_up_to_the_target() -> None:
