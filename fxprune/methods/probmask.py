@@ -10,8 +10,8 @@ p <- clip(p - v, 0, 1) with v by bisection; over each layer that has a share of 
 weights cost differently, onto {sum c p <= budget}, by p <- clip(p - v c, 0, 1). In eval mode the weights of the largest
 p are kept, as many as the target says. Deviations: one noise a step, where the paper averages two; the mask at the end
 holds the most probable weights instead of a sample; p has `lr_ratio` times the learning rate of the weights in
-`param_groups`, where the paper takes Adam. Ten is for hundreds of epochs: while p is undecided the mask of the evaluation
-is not that of the training, and a training of few steps decides nothing without a larger one.
+`param_groups`, where the paper takes Adam. Ten is for hundreds of epochs: while p is undecided the mask of the
+evaluation is not that of the training, and a training of few steps decides nothing without a larger one.
 """
 
 import math

@@ -29,6 +29,8 @@ def store_buffers(graph: fx.Graph, root: nn.Module, before: dict[str, Tensor]) -
             if type(value) is not ValueProxy or name not in before:
                 continue
             if value._value.shape != before[name].shape:
+                if not value._data:
+                    continue  # a table that follows from sizes, and is made again in each call
                 raise TraceError(
                     f"{value.node.meta.get('where', name)}: the code gives the buffer {name} another shape, "
                     f"{tuple(value._value.shape)} after {tuple(before[name].shape)}; let it keep one, and write to it"
