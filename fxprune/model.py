@@ -41,6 +41,7 @@ class Region:
     eval: fx.Graph
     inputs: Inputs
     arguments: Arguments
+    asking: tuple[str, ...] = ()  # the modules inside whose code asks for their mode
 
     def __iter__(self) -> Iterator[fx.Graph]:
         yield self.eval
@@ -302,6 +303,7 @@ class RegionForward:
             return code.run(model, *args, **kwargs)
         if self.unseen is not None:
             self.unseen.warn_of_hooks()
+            self.unseen.warn_of_modes(training)
         try:
             return code.run(model, *args, **kwargs)
         except Exception as error:
@@ -319,7 +321,7 @@ class RegionForward:
         """Take functions that are compiled already, by mode: those of a model are those of its copies, too."""
         self.codes = codes
         heard = codes[False].heard | codes[True].heard
-        self.unseen = Unseen(find_module(self.model, self.path), self.path, heard)
+        self.unseen = Unseen(find_module(self.model, self.path), self.path, heard, self.region.asking)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RegionForward:
         return self  # the copy of the whole model puts its own into this place

@@ -21,16 +21,17 @@ class Unseen:
     """The modules whose code was traced through, with their hooks and plain attributes of that time.
 
     `run` is the module that a graph runs, `path` its own in the model, and `heard` are those of the modules inside that
-    the graph calls. A warning is given once.
+    the graph calls; the code of those that are `asking` goes by their mode. A warning is given once.
     """
 
-    def __init__(self, run: nn.Module, path: str, heard: Iterable[str]) -> None:
+    def __init__(self, run: nn.Module, path: str, heard: Iterable[str], asking: Iterable[str] = ()) -> None:
         inside = {f"{path}.{name}".strip("."): module for name, module in run.named_modules() if name}
         called = set(heard)
         silent = {name: each for name, each in inside.items() if not is_inner(name) and not is_behind(name, called)}
         self.hooks = {name: (module, count_hooks(module)) for name, module in silent.items()}
         self.settings = {name: (module, read_settings(module)) for name, module in silent.items()}
         self.newest = RemovableHandle.next_id
+        self.asking = {name: inside[name] for name in asking if name in inside}
 
     def warn_of_hooks(self) -> None:
         """Warn of hooks that came since; as long as none was made anywhere, this costs nothing."""
@@ -43,6 +44,19 @@ class Unseen:
                 warnings.warn(
                     f"the hook on {name} does not run: the graph of this model does not call {name}; put the hook on a "
                     "layer that it calls, or let the model return what the hook is to see",
+                    stacklevel=6,  # at the call of the model
+                )
+
+    def warn_of_modes(self, training: bool) -> None:
+        """Warn of modules whose code chose by their mode when it was traced, and that are in another than the model."""
+        for name, module in list(self.asking.items()):
+            if module.training != training:
+                del self.asking[name]
+                mode, other = ("training", "eval") if training else ("eval", "training")
+                warnings.warn(
+                    f"{name} is in {other} mode, but its code, which asks for that, was traced in {mode} mode, as all "
+                    "of the model. Of layers (dropout, batch norms) the mode is followed; put the others into that of the "
+                    "model, or keep them out of what is prepared",
                     stacklevel=6,  # at the call of the model
                 )
 

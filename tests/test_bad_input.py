@@ -11,6 +11,8 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import FxpruneError, OptimizerError
+from fxprune.masks import Granularity
+from fxprune.methods.base import Method
 from fxprune.model import PreparedModel
 from tests.methods.test_contract import CASES, batches, every, make, make_optimizer, train
 
@@ -314,3 +316,71 @@ def test_the_layer_that_makes_all_outputs_nan_is_named() -> None:
     model[1].running_var.fill_(-1.0)
     with pytest.raises(FxpruneError, match="look at 1, which is the first layer to give such numbers"):
         fxprune.convert(model, IMAGES)
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm with code of its own, as timm's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def test_rni_refuses_batch_norms_whose_code_it_would_not_replace() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Activated(8), nn.Conv2d(8, 4, 3))
+    with pytest.raises(FxpruneError, match=r"1 \(Activated\) is a batch norm with code of its own.*NetworkSlimming"):
+        fxprune.prepare(model, IMAGES, method=fxprune.RNI())
+    average = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.Conv2d(8, 4, 3))
+    prepared = fxprune.prepare(average, IMAGES, method=fxprune.RNI())
+    prepared(IMAGES)
+    prepared.eval()(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("method", "granularity"),
+    [(fxprune.ProbMask(), "weight"), (fxprune.FilterSkeleton(delta=None), "stripe"), (fxprune.STR(), "weight")],
+    ids=str,
+)
+def test_an_optimizer_that_lacks_what_masks_learn_is_refused(method: Method, granularity: Granularity) -> None:
+    prepared = make(method, granularity)
+    weights = [each for name, each in prepared.named_parameters() if not name.startswith("fxprune.")]
+    with pytest.raises(OptimizerError, match=r"lacks variables of the masks, which \w+ learns; make it from fx"):
+        fxprune.Scheduler(prepared, torch.optim.SGD(weights, lr=0.1), total_steps=10)
+
+
+def test_two_schedulers_do_not_count_at_once() -> None:
+    prepared, optimizer, _ = followed()
+    x, y = next(batches())
+    second = torch.optim.SGD(prepared.parameters(), lr=0.1)
+    fxprune.Scheduler(prepared, second, total_steps=10)
+    nn.functional.cross_entropy(prepared(x), y).backward()
+    before = state(prepared)
+    with pytest.raises(OptimizerError, match="another Scheduler was made for this model since"):
+        optimizer.step()
+    torch.testing.assert_close(prepared.state_dict(), before, rtol=0, atol=0)
+    second.step()
+    assert int(prepared.fxprune.step) == 1
+
+
+@pytest.mark.parametrize("total", [0, None, -5, 0.5])
+def test_a_total_that_is_none_is_refused_in_the_middle_too(total: object) -> None:
+    _, _, scheduler = followed()
+    with pytest.raises(OptimizerError, match="total_steps="):
+        scheduler.total_steps = total
+    assert scheduler.total_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "granularity"),
+    [(fxprune.ProbMask(), "weight"), (fxprune.FilterSkeleton(delta=None), "stripe"), (fxprune.RNI(), "channel")],
+    ids=str,
+)
+def test_methods_that_learn_do_not_prune_at_once(method: Method, granularity: Granularity) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    target = fxprune.Sparsity(0.5)
+    with pytest.raises(FxpruneError, match="prunes by what it learns in training, and nothing was trained yet"):
+        fxprune.prune(model, IMAGES, method=method, granularity=granularity, target=target)
+
+
+def test_a_power_may_be_written_as_a_whole_number() -> None:
+    saved = make(fxprune.Feather(), "channel").state_dict()
+    make(fxprune.Feather(p=3), "channel").load_state_dict(saved)

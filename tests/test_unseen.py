@@ -98,3 +98,38 @@ def test_a_converted_model_warns_too() -> None:
     compact.first.register_forward_hook(lambda *_: None)
     with pytest.warns(UserWarning, match="^the hook on first does not run"):
         compact(torch.randn(2, 8))
+
+
+class Shifting(nn.Module):
+    """Goes by its own mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.last = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+        self.block = nn.Sequential(ByMode())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.drop(self.block(self.layer(x))))
+        return out
+
+
+class ByMode(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if self.training else x
+
+
+def test_a_module_in_another_mode_than_the_model_is_warned_of_where_its_code_asks() -> None:
+    x = torch.randn(3, 6)
+    prepared = fxprune.prepare(Shifting(), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for mode in (True, False, True):
+            prepared.train(mode)(x)
+        prepared.get_submodule("drop").eval()
+        prepared(x)
+    prepared.get_submodule("block").eval()
+    with pytest.warns(UserWarning, match=r"block\.0 is in eval mode, but its code.* was traced in tr"):
+        prepared(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared(x)  # once

@@ -57,7 +57,7 @@ class RNI(NormScales):
             for module in norms:
                 module.__class__ = make_receding(type(module))
                 nn.init.normal_(module.weight)
-                nn.init.zeros_(module.bias).requires_grad_(False)  # keeps its name in the state dict, and is not read
+                nn.init.zeros_(module.bias).requires_grad_(False)  # stays zero, under its name in the state dict
 
     def restore(self, model: nn.Module) -> None:
         done: set[int] = set()  # several may share one weight
@@ -119,7 +119,7 @@ def make_receding(kind: type[_BatchNorm]) -> type[_BatchNorm]:
         kept = not self.training or self.track_running_stats
         mean, variance = (self.running_mean, self.running_var) if kept else (None, None)
         by_batch = self.training or self.running_mean is None
-        return F.batch_norm(x, mean, variance, self.weight.sigmoid(), None, by_batch, average, self.eps)
+        return F.batch_norm(x, mean, variance, self.weight.sigmoid(), self.bias, by_batch, average, self.eps)
 
     def load(self: Any, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if bool(torch.as_tensor(state_dict.get(f"{prefix}bias", 0)).any()):

@@ -131,7 +131,8 @@ def watch_mode(tracer: Any) -> property:
     def read(module: nn.Module) -> Any:
         if "training" not in vars(module):
             raise AttributeError("training")  # of scripted modules, which keep it elsewhere
-        tracer.asked.mode |= tracer.recording
+        if tracer.recording:
+            tracer.asked.modes.append(module)
         return vars(module)["training"]
 
     def write(module: nn.Module, training: Any) -> None:

@@ -106,7 +106,7 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True
 class Asked:
     """What code asks that is traced."""
 
-    mode: bool = False  # `self.training`
+    modes: list[nn.Module] = dataclasses.field(default_factory=list)  # for their `self.training`
     rank: bool = False  # how many dimensions a tensor has
     numbers: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the globals of what asks for plain ones
 
@@ -121,9 +121,9 @@ def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool) -> tup
         given = inputs if values else tree_map_only(Tensor, lambda t: ShapeTensor(t, t.device), inputs)
         train, asked = trace_mode(module.train(True), given, earlier)
         evaluated = train
-        if asked.mode or any(changes_with_mode(part) for part in modes):
+        if asked.modes or any(changes_with_mode(part) for part in modes):
             evaluated, also = trace_mode(module.train(False), given, earlier)
-            asked = Asked(True, asked.rank or also.rank, asked.numbers + also.numbers)
+            asked = Asked(asked.modes + also.modes, asked.rank or also.rank, asked.numbers + also.numbers)
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -132,7 +132,9 @@ def trace_modes(root: nn.Module, path: str, inputs: Inputs, values: bool) -> tup
             node.target = f"{path}.{node.target}"
     same = train is evaluated or describe(train) == describe(evaluated)
     arguments = arguments.with_ranks(inputs) if asked.rank else arguments
-    return Region(path, evaluated if same else train, evaluated, inputs, arguments), asked
+    askers = {id(part) for part in asked.modes}
+    asking = tuple(f"{path}.{name}".strip(".") for name, part in module.named_modules() if id(part) in askers)
+    return Region(path, evaluated if same else train, evaluated, inputs, arguments, asking), asked
 
 
 def changes_with_mode(module: nn.Module) -> bool:
