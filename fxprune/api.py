@@ -61,9 +61,9 @@ def prepare(
 
     The copy has parameters of its own (make the optimizer from them, and give both to `Scheduler`), the
     state dict of the original plus fxprune's own state under the prefix `fxprune.`, and the original's mode.
-    Until the first step of a `Scheduler` nothing is masked, but for STR, whose threshold is there at once, and RNI, which
-    draws new scales. Activation checkpoints (`torch.utils.checkpoint`) inside
-    the model are traced through: the copy keeps its activations.
+    Until the first step of a `Scheduler` nothing is masked, but for STR, whose threshold is there at once, and RNI,
+    which draws new scales. Activation checkpoints (`torch.utils.checkpoint`) inside the model are traced through: the
+    copy keeps its activations.
 
     Args:
         model: any module that can be traced; it stays as it was.
