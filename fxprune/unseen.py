@@ -55,8 +55,8 @@ class Unseen:
                 mode, other = ("training", "eval") if training else ("eval", "training")
                 warnings.warn(
                     f"{name} is in {other} mode, but its code, which asks for it, was traced in {mode} mode, as "
-                    "the whole model. Of layers (dropout, batch norms) the mode is followed; put the others into that of "
-                    "the model, or keep them out of what is prepared",
+                    "the whole model. Of layers (dropout, batch norms) the mode is followed; put the others into that "
+                    "of the model, or keep them out of what is prepared",
                     stacklevel=6,  # at the call of the model
                 )
 

@@ -492,6 +492,7 @@ class Mender:
         made = self.graph.get_attr(name)
         made.meta = dict(self.meta)
         self.env[made] = self.attempt(made)
+        self.env[made].made = self.env[made].held  # it is never trained: what it selects of numbers is known, too
         return made
 
 

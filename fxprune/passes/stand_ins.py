@@ -78,6 +78,8 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
     yield torch.autocast, "__init__", make_autocast
     yield torch.autocast, "__enter__", enter_autocast(tracer)
     yield torch.autocast, "__exit__", exit_autocast(tracer)
+    yield torch.inference_mode, "__enter__", enter_inference(tracer)
+    yield torch.inference_mode, "__exit__", leave_inference(tracer)
     for name in set(CHECKPOINTS).intersection(vars(checkpoint)):
         yield checkpoint, name, compute_at_once
 
@@ -220,6 +222,30 @@ def exit_autocast(tracer: Any) -> Callable[..., Any]:
         if tracer.recording:
             tracer.create_node("call_function", _exit_autocast, (mode.entered,), {})
         return original(mode, *error)
+
+    return leave
+
+
+def enter_inference(tracer: Any) -> Callable[..., Any]:
+    """Record where the code enters `torch.inference_mode`, as `torch.no_grad`: a graph's tensors may be trained on."""
+    original: Any = torch.inference_mode.__enter__
+
+    def enter(mode: Any) -> Any:
+        if not tracer.recording:
+            return original(mode)
+        mode.gradients = torch.no_grad() if mode.mode else torch.enable_grad()
+        return mode.gradients.__enter__()
+
+    return enter
+
+
+def leave_inference(tracer: Any) -> Callable[..., Any]:
+    """Record where the code leaves `torch.inference_mode`."""
+    original = torch.inference_mode.__exit__
+
+    def leave(mode: Any, *error: Any) -> Any:
+        gradients = vars(mode).pop("gradients", None)
+        return original(mode, *error) if gradients is None else gradients.__exit__(*error)
 
     return leave
 

@@ -200,3 +200,24 @@ class Optional(Base):
 def test_options_by_name_may_be_none() -> None:
     model = Optional()
     torch.testing.assert_close(fxprune.prepare(model, {"x": X, "mask": None})(X, mask=None), model(X, mask=None))
+
+
+class Inferring(Base):
+    """Computes with its first layer only, as one that is not trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            y = self.a(x).relu()
+        out: Tensor = self.b(y.clone())
+        return out
+
+
+def test_inference_mode_inside_a_model_lets_no_gradient_through() -> None:
+    model = Inferring()
+    prepared = fxprune.prepare(model, X)
+    for each in (model, prepared):
+        each(X).sum().backward()
+    assert prepared.get_parameter("a.weight").grad is None
+    torch.testing.assert_close(prepared.get_parameter("b.weight").grad, model.b.weight.grad)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()

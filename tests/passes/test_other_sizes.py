@@ -1,5 +1,6 @@
 """Are conversions exact at sizes other than the example's, where a padding, a slice or a table has other elements?"""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -99,3 +100,53 @@ def test_the_classes_of_one_hot_vectors_are_no_channels() -> None:
     compact = fxprune.convert(prepared)
     for index in torch.arange(11):
         torch.testing.assert_close(compact(index.expand(2, 5)), prepared(index.expand(2, 5)), rtol=1e-9, atol=1e-9)
+
+
+def interleave(count: int) -> Tensor:
+    table = torch.zeros(count, 16)
+    angle = torch.arange(count)[:, None] * torch.exp(torch.arange(0, 16, 2) * (-math.log(1e4) / 16))
+    table[:, 0::2], table[:, 1::2] = angle.sin(), angle.cos()
+    return table
+
+
+TABLES: dict[str, Callable[[int], Tensor]] = {
+    "sines": lambda n: torch.sin(torch.arange(n)[:, None] * torch.exp(torch.arange(16) * (-4.0 / 16))),
+    "sines beside cosines": interleave,
+    "cut": lambda n: torch.linspace(0, 1, 20)[:16],
+    "row": lambda n: torch.arange(32).view(2, 16)[1].float(),
+    "stacked": lambda n: torch.stack([torch.arange(8.0), torch.ones(8)], 1).flatten(),
+}
+
+
+class Positions(nn.Module):
+    """Adds a table of numbers that its code makes, along the channels."""
+
+    def __init__(self, table: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.table = table
+        self.first, self.up, self.down, self.last = (
+            nn.Linear(8, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) + self.table(x.shape[1]).to(x.dtype)
+        out: Tensor = self.last(h + self.down(self.up(h).relu())).mean(1)
+        return out
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_along_channels_lose_what_the_channels_lose(table: str) -> None:
+    torch.manual_seed(0)
+    prepared = fxprune.prepare(Positions(TABLES[table]).double().eval(), torch.randn(2, 10, 8).double())
+    close_units(prepared, 0.5)
+    compact = fxprune.convert(prepared)
+    assert compact.report is not None
+    assert compact.report.kept == {}
+    stays = table == "sines beside cosines"  # written by slices with a step: its channels are pinned
+    assert (compact.get_submodule("first").out_features == 16) == stays
+    for count in (10, 7, 23):
+        x = torch.randn(3, count, 8).double()
+        torch.testing.assert_close(compact(x), prepared(x), rtol=1e-9, atol=1e-9)
