@@ -72,6 +72,7 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
         yield owner, name, forgive_texts(tracer, owner, name)
     yield nn.Module, "training", watch_mode(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
+    yield torch, "_assert", forgive_assertions(tracer)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
     yield torch.jit.ScriptFunction, "__call__", inline_script(tracer)
     yield apis, "vmap_impl", record_vmap(tracer)
@@ -125,6 +126,19 @@ def forgive_texts(tracer: Any, owner: Any, name: str) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return say
+
+
+def forgive_assertions(tracer: Any) -> Callable[..., Any]:
+    """Let an assertion name any size, also one of what no input decides, which is not recorded."""
+    original = torch._assert
+
+    @functools.wraps(original)
+    def check(condition: Any, message: Any) -> None:
+        if tracer.recording:
+            tracer.forgive(message)
+        original(condition, message)
+
+    return check
 
 
 def watch_mode(tracer: Any) -> property:

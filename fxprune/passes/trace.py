@@ -51,6 +51,9 @@ from fxprune.passes.written_weights import kept_weights
 from fxprune.run_alone import all_threads
 from fxprune.shadow.shapes import ShapeTensor
 
+ASSERT = torch._assert
+"""Torch's own, also while code is traced, for which another stands."""
+
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 DTYPES = {float: torch.float64, int: torch.int64, bool: torch.bool, complex: torch.complex128}
@@ -342,7 +345,7 @@ class ValueTracer(fx.Tracer):
         """Record a node, run it on the example values, and return a proxy of the result (None stays None)."""
         if not self.recording and self.opaque is not None:
             raise self.hidden("a value that is computed outside of it")
-        if target is torch._assert:
+        if target is ASSERT:  # called by a name of its own, not as torch._assert
             self.forgive((*args, *kwargs.values())[-1])
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["where"] = find_user_line()

@@ -77,6 +77,7 @@ def count(self: Model, x: Tensor) -> Tensor:
 
 def say(self: Model, x: Tensor) -> Tensor:
     torch._assert(x.shape[2] > 0, f"no rows in {x.shape}, {x.shape[2]} of them")
+    torch._assert(x.dim() == 4, f"four dimensions are wanted, not {x.shape}")
     logging.getLogger(__name__).debug(f"{x.shape[2]} rows")
     return x * 2
 
