@@ -45,7 +45,7 @@ def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> Prepa
     if masks.target is None:
         raise TargetError(f"{type(masks.method).__name__} has no target, so it cannot prune in one go")
     variables = list(masks.variables.values())
-    if variables and all(bool((variable == variable.reshape(-1)[0]).all()) for variable in variables):
+    if variables and all(float((each.max() - each.min()).detach()) < UNTRAINED for each in variables):
         raise FxpruneError(explain_untrained(masks.method))
     share = masks.target.share * masks.method.share_of(int(masks.calls) + 1, masks.target.share)
     if isinstance(masks.target, Latency) and prepared is model:  # by now its layers have other scores
@@ -53,6 +53,10 @@ def prune(model: nn.Module, example_inputs: Any = None, **options: Any) -> Prepa
     masks.refresh(find_masked(prepared, masks), share)
     masks.calls += 1
     return prepared
+
+
+UNTRAINED = 1e-4
+"""How far what a method has learnt in training lies apart, at the least."""
 
 
 def explain_untrained(method: Any) -> str:

@@ -5,10 +5,11 @@ Zhou et al.: Effective Sparsification of Neural Networks with Global Sparsity Co
     q = w * sigmoid((logit p + noise) / temperature),     noise = -ln(ln u / ln u'),  u and u' uniform
     temperature = (1 - 0.97 * progress)                   with gradients for w and p; p starts as ones
 
-After each step of the optimizer p is projected onto {0 <= p <= 1, sum p <= (1 - s) N} over all layers, which is
-p <- clip(p - v, 0, 1) with v by bisection; over each layer that has a share of its own, and with prices c, where
-weights cost differently, onto {sum c p <= budget}, by p <- clip(p - v c, 0, 1). In eval mode the weights of the largest
-p are kept, as many as the target says. Deviations: one noise a step, where the paper averages two; the mask at the end
+After each step of the optimizer p is projected onto {0 <= p <= 1, sum p <= (1 - s) N} over all layers, which is p <-
+clip(p - v, 0, 1) with v by bisection; over each layer that has a share of its own, and with prices c, where weights
+cost differently, onto {sum c p <= budget}, by p <- clip(p - v c, 0, 1). In eval mode the weights of the largest p are
+kept, as many as the target says. Deviations: p starts at up to 1e-5 below one, so that those which no gradient reaches
+are not equal, of which all would close or none; one noise a step, where the paper averages two; the mask at the end
 holds the most probable weights instead of a sample; p has `lr_ratio` times the learning rate of the weights in
 `param_groups`, where the paper takes Adam. Ten is for hundreds of epochs: while p is undecided the mask of the
 evaluation is not that of the training, and a training of few steps decides nothing without a larger one.
@@ -30,6 +31,7 @@ from fxprune.methods.schedule import Cubic
 _EPSILON = 1e-6
 _COOLING = 0.97
 _BISECTIONS = 40
+_APART = 1e-5
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class ProbMask(Method):
             )
 
     def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
-        return torch.ones_like(weight)
+        draw = torch.Generator().manual_seed(0)
+        return 1 - _APART * torch.rand(weight.shape, generator=draw).to(weight)
 
     def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
         if not training:

@@ -147,3 +147,21 @@ def test_what_is_no_number_is_refused(make, message: str) -> None:
 def test_a_ratio_of_learning_rates_that_is_none_is_refused(ratio: object) -> None:
     with pytest.raises(TargetError, match=r"ProbMask\(lr_ratio=.*10 is for hundreds of epochs"):
         ProbMask(lr_ratio=ratio)
+
+
+def test_probabilities_that_no_gradient_reaches_close_up_to_the_target() -> None:
+    """As those of pixels that are never lit: of equal ones all would close, or none."""
+    torch.manual_seed(0)
+    lit = (torch.arange(200) % 4 > 0).float()
+    model = torch.nn.Sequential(torch.nn.Linear(200, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
+    target = fxprune.Sparsity(0.5)
+    options = {"method": fxprune.ProbMask(), "target": target, "granularity": "weight"}
+    prepared = fxprune.prepare(model, torch.rand(4, 200), **options)
+    optimizer = torch.optim.SGD(fxprune.param_groups(prepared, lr=0.05), momentum=0.9)
+    fxprune.Scheduler(prepared, optimizer, total_steps=200)
+    for _ in range(200):
+        x = torch.rand(32, 200) * lit
+        torch.nn.functional.cross_entropy(prepared(x), x[:, 9:14].argmax(1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert fxprune.convert(prepared.eval(), align=1).report.masked == pytest.approx(0.5, abs=0.01)
