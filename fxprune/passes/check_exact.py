@@ -48,6 +48,7 @@ MOST_LOSS = 30.0
 """How many times as far from the exact outputs the compact model may be as the source is: 0.8 to 1.6 was seen."""
 
 
+@all_threads()
 def check_exact(
     model: nn.Module, source: TracedModel, compact: TracedModel, inputs: Inputs, shrink_again: Callable[[], TracedModel]
 ) -> float:
