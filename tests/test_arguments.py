@@ -131,6 +131,8 @@ def test_a_model_with_optional_arguments_is_exported(tmp_path: Any) -> None:
     compact = fxprune.convert(fxprune.prepare(Choosing(), {"x": X, "bias": BIAS}))
     fxprune.export.to_onnx(compact, {"x": X, "bias": BIAS}, tmp_path / "a.onnx")
     fxprune.export.to_onnx(compact, (X, None, BIAS), tmp_path / "b.onnx")
+    for name in ("a.onnx", "b.onnx"):
+        assert fxprune.export.verify(compact, tmp_path / name, {"x": X, "bias": BIAS}).passed
 
 
 class Open(Choosing):

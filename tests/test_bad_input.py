@@ -383,4 +383,6 @@ def test_methods_that_learn_do_not_prune_at_once(method: Method, granularity: Gr
 
 def test_a_power_may_be_written_as_a_whole_number() -> None:
     saved = make(fxprune.Feather(), "channel").state_dict()
-    make(fxprune.Feather(p=3), "channel").load_state_dict(saved)
+    fit = make(fxprune.Feather(p=3), "channel").load_state_dict(saved)
+    assert not fit.missing_keys
+    assert not fit.unexpected_keys

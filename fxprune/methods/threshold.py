@@ -222,20 +222,18 @@ def _survey(search: _Search, low: int, high: int) -> _Survey:
     counts = count_magnitudes(search.layers, low_value, high_value, search.dtype, limit)
     if not all(math.isfinite(count.largest) for count in counts):
         refuse_unfinite({layer.name: layer.flat for layer in search.layers})
-    low_point = _Point(
-        low,
-        search.total - sum(count.above_low * count.price for count in counts),
-        search.number - sum(count.above_low for count in counts),
-    )
-    high_point = _Point(
-        high,
-        search.total - sum(count.above_high * count.price for count in counts),
-        search.number - sum(count.above_high for count in counts),
-    )
+    low_point = _place(search, low, [(count.above_low, count.price) for count in counts])
+    high_point = _place(search, high, [(count.above_high, count.price) for count in counts])
     if not 0 < high_point.number - low_point.number <= limit:
         return _Survey(low_point, high_point, None)
     inside = [(count.inside, count.price) for count in counts if count.inside is not None]
     return _Survey(low_point, high_point, _order(inside, search.is_priced))
+
+
+def _place(search: _Search, bits: int, above: list[tuple[int, int]]) -> _Point:
+    """Give the point at these bits, where so many magnitudes lie above it, with the price of each."""
+    cost, number = sum(count * price for count, price in above), sum(count for count, _ in above)
+    return _Point(bits, search.total - cost, search.number - number)
 
 
 def _most_inside(search: _Search) -> int:

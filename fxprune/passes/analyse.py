@@ -234,7 +234,7 @@ class ShadowRun:
             call.sized = self.sized
             fresh = [self.table.fresh(out.shape) for out in call.outputs]
             for out, new in zip(call.outputs, fresh, strict=True):
-                if self.is_inside and is_table(out):
+                if self.is_inside and is_uneven(out):
                     self.table.pin(new, "a table inside of an op, whose entries are no channels")
             return [(new, None) for new in fresh]
         call.sized = self.sized or any(t.sized for t in call.tensors)
@@ -475,7 +475,7 @@ def is_channel(ids: Tensor) -> bool:
     return ids.numel() != 1 or int(ids) != PINNED
 
 
-def is_table(t: Tensor) -> bool:
+def is_uneven(t: Tensor) -> bool:
     """Whether a tensor has values that differ, such as `arange`."""
     return t.device.type != "meta" and t.numel() > 1 and bool((t != t.reshape(-1)[0]).any())
 

@@ -282,7 +282,6 @@ def run_varied(model: nn.Module, inputs: Inputs) -> tuple[list[Inputs], list[lis
     return [inputs, larger], outputs
 
 
-@all_threads()
 @torch.no_grad()
 def find_unfinite(model: nn.Module, inputs: Inputs) -> str:
     """Say where numbers that are none come from: weights, the inputs, or the first layer that makes them of others."""

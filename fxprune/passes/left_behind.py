@@ -1,4 +1,4 @@
-"""What code leaves behind when it is traced: buffers that it assigns, and the numbers that Python and numpy draw."""
+"""What code leaves behind when it is traced: buffers that it assigns, proxies in caches, and dice that were thrown."""
 
 from __future__ import annotations
 
@@ -84,13 +84,8 @@ def kept_chance() -> Iterator[None]:
         after = random.getstate(), np.random.get_state()
         random.setstate(before[0])
         np.random.set_state(before[1])
-    if before[0] != after[0] or not all(map(is_equal, before[1], after[1])):
+    if before[0] != after[0] or not all(map(np.array_equal, before[1], after[1])):
         raise TraceError(
             "its code draws random numbers from Python or numpy, which a graph would hold for good; draw them with "
             "torch, or keep it out of the model that is prepared"
         )
-
-
-def is_equal(a: Any, b: Any) -> bool:
-    """Compare two parts of numpy's random state."""
-    return bool(np.array_equal(a, b))
