@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from fxprune.passes.find_dead import JOINS, Plan, cut
 from fxprune.passes.guards import check_guard
 from fxprune.passes.literals import Arithmetic, Width, find_literals, mark_dims, replace_literals
 from fxprune.passes.moved_elements import find_selection, is_table, number, step
+from fxprune.passes.pieces import Piece
 from fxprune.shadow.ids import PINNED, IdTable
 from fxprune.shadow.tensor import ShadowTensor, varying
 
@@ -105,8 +107,11 @@ class Mender:
         if old in self.channels.plain and not any(self.env[n] is RAGGED for n in node.all_input_nodes):
             self.env[node] = self.carry(node, old)
             return
-        mended = self.fits(node, old, self.attempt(node)) or self.try_literals(node, old) or self.select(node, old)
-        if mended or self.select_made(node, old):
+        if self.fits(node, old, self.attempt(node)) or self.try_literals(
+            node, self.alive_around(old), lambda: self.fits(node, old, self.attempt(node), altered=True)
+        ):
+            return
+        if self.select(node, old) or self.select_piece(node, old) or self.select_made(node, old):
             return
         one = isinstance(self.values[old], Shadow) or find_written(node) is not None
         if old not in self.channels.moves or one:
@@ -276,16 +281,15 @@ class Mender:
         ids = [t.reshape(-1) for s in self.shadows_around(old) for t in s.ids]
         return torch.unique(self.channels.units[torch.cat(ids)]) if ids else torch.zeros(0, dtype=torch.int64)
 
-    def try_literals(self, node: fx.Node, old: fx.Node) -> bool:
+    def try_literals(self, node: fx.Node, alive: list[Tensor], fits: Callable[[], bool]) -> bool:
         """Put other sizes where sizes, bounds and numbers of channels stand, in each combination, until one fits.
 
-        A number of channels that has not changed is counted as before where that fits: these may be tokens, some of
+        `alive` says for each dimension that got smaller which of its indexes stay. A number of channels that has not changed is counted as before where that fits: these may be tokens, some of
         them parameters, of which a larger image has more.
         """
         args, kwargs = node.args, node.kwargs
         plain = fx.node.map_arg(mark_dims(node, args, kwargs), self.as_arithmetic)
         literals = list(find_literals(plain))
-        alive = self.alive_around(old)
         others = [sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v}) for v in literals]
         trials = itertools.product(*([self.as_counted(v), *more] for v, more in zip(literals, others, strict=True)))
         if plain == (args, kwargs):
@@ -293,7 +297,7 @@ class Mender:
         for choice in itertools.islice(trials, MOST_TRIALS):
             made: list[fx.Node] = []
             node.args, node.kwargs = self.write_out(replace_literals(plain, iter(choice)), node, made)
-            if self.fits(node, old, self.attempt(node), altered=True):
+            if fits():
                 return True
             node.args, node.kwargs = args, kwargs
             for each in reversed(made):
@@ -382,8 +386,8 @@ class Mender:
         starts = [0, *itertools.accumulate(int(torch.Size(s.shape).numel()) for s in shadows)]
         numbered = [number(s.shape, start) for s, start in zip(shadows, starts, strict=False)]
         known = {self.originals[s]: n for s, n in zip(sources, numbered, strict=True)}
-        wanted = cut(self.replay(old, known), self.plan.alive_along(self.channels, expected))
-        have = [cut(n, self.plan.alive_along(self.channels, s)) for n, s in zip(numbered, shadows, strict=True)]
+        wanted = self.leave_alive(self.replay(old, known), node)
+        have = [self.leave_alive(n, s) for n, s in zip(numbered, sources, strict=True)]
         for dim in sorted({d for s in (expected, *shadows) for t in s.ids for d in varying(t)}):
             index = find_selection(have, wanted, dim)
             if index is None:
@@ -396,6 +400,22 @@ class Mender:
             node.replace_all_uses_with(made)
             return self.fits(made, old, self.attempt(made), selected=True)
         return False
+
+    def select_piece(self, node: fx.Node, old: fx.Node) -> bool:
+        """Replace a node that takes one of several pieces of a tensor by moves of this piece alone."""
+        if old not in self.channels.moves or not isinstance(self.values[old], Shadow):
+            return False
+        sources = self.find_sources(node)
+        piece = Piece(self, node, sources[0]).write() if len(sources) == 1 else None
+        if piece is None:
+            return False
+        self.originals[piece] = old
+        node.replace_all_uses_with(piece)
+        return self.fits(piece, old, self.env[piece], selected=True)
+
+    def leave_alive(self, tensor: Tensor, node: fx.Node) -> Tensor:
+        """Cut out of a tensor like a node's result in the larger graph what stays of that."""
+        return cut(tensor, self.plan.alive_along(self.channels, self.values[self.originals[node]]))
 
     def select_made(self, node: fx.Node, old: fx.Node) -> bool:
         """Let what is made of numbers alone be made as it was, and select what stays of it."""
@@ -430,11 +450,16 @@ class Mender:
                 continue
             if isinstance(value, Shadow) and self.env[each] is not RAGGED:
                 sources.append(each)
-            elif self.originals.get(each) in self.channels.moves:
+            elif self.moves_tensors(each):
                 new = [n for n in each.all_input_nodes if n not in seen]
                 seen.update(new)
                 stack += new
         return sorted(sources)
+
+    def moves_tensors(self, node: fx.Node) -> bool:
+        """Whether a node only moves elements, and is no number or shape."""
+        old = self.originals.get(node)
+        return old in self.channels.moves and any(isinstance(leaf, Shadow) for leaf in tree_leaves(self.values[old]))
 
     def replay(self, old: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
         """Run the larger graph's moves on numbered elements."""

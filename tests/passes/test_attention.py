@@ -125,6 +125,21 @@ def fused(m: nn.Module, x: Tensor) -> Tensor:
     return x + m.o((((q * INNER**-0.5) @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(b, n, HEADS * INNER))
 
 
+def fused_indexed(m: nn.Module, x: Tensor) -> Tensor:
+    """The pieces are taken by their places, the last one from behind, and heads mix before the softmax."""
+    b, n, _ = x.shape
+    qkv = m.qkv(x).view(b, n, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+    weights = m.l((qkv[0] @ qkv[1].mT * INNER**-0.5).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return x + m.o(merge(weights.softmax(-1) @ qkv[-1]))
+
+
+def fused_split(m: nn.Module, x: Tensor) -> Tensor:
+    """Queries are split from keys and values, which are told apart in four dimensions."""
+    q, kv = m.qkv(x).split([HEADS * INNER, 2 * HEADS * INNER], -1)
+    k, v = kv.unflatten(-1, (2, HEADS, INNER)).transpose(1, 3).unbind(2)
+    return x + m.o(merge(F.scaled_dot_product_attention(split(q), k, v)))
+
+
 def fused_chunks(m: nn.Module, x: Tensor) -> Tensor:
     q, k, v = (split(t) for t in m.qkv(x).chunk(3, -1))
     return x + m.o(merge(F.scaled_dot_product_attention(q, k, v)))
@@ -372,6 +387,9 @@ CASES: dict[str, Case] = {
     "fused": Case(lambda: Tokens(fused, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "fused, chunks": Case(lambda: Tokens(fused_chunks, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "fused, by head": Case(lambda: Tokens(fused_by_head, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
+    "fused, indexed, talking heads": Case(
+        lambda: Tokens(fused_indexed, l=nn.Linear(4, 4), qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 24, 28),
+    "fused, split": Case(lambda: Tokens(fused_split, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "heads in the batch": Case(lambda: Tokens(batched, **linears("q", "k", "v")), 20, 28),
     "einsum": Case(lambda: Tokens(by_einsum, **linears("q", "k", "v")), 20, 28),
     "sdpa": Case(lambda: Tokens(sdpa, **linears("q", "k", "v")), 20, 28),
@@ -437,8 +455,8 @@ def test_attention_loses_the_same_channel_of_every_head_exactly(name: str) -> No
     assert compact.report.units_removed > 0
 
 
-UNEVEN = ("fused", "decomposed positions", "rotary", "rotary, no prefix")
-"""Where closed inner channels may stay: of queries but not of values in one tensor, of angles that turn one pair."""
+UNEVEN = ("rotary", "rotary, no prefix")
+"""Where closed inner channels may stay: of angles that turn one pair."""
 
 
 @pytest.mark.parametrize("heads", ["whole", "inner"])
@@ -457,11 +475,12 @@ def open_of(prepared: PreparedModel, name: str, dim: int = 0) -> int:
 
 
 APART = ["spelled out", "heads in the batch", "einsum", "sdpa"]
+FUSED = ["fused", "fused, by head", "fused, chunks", "fused, split", "fused, indexed, talking heads"]
 
 
 @pytest.mark.parametrize(
     ("name", "heads"),
-    [(name, "whole") for name in [*APART, "fused", "fused, by head"]] + [(name, "inner") for name in APART],
+    [(name, heads) for name in [*APART, *FUSED] for heads in ("whole", "inner")],
 )
 def test_what_the_gates_close_is_gone_and_no_more(name: str, heads: Literal["whole", "inner"]) -> None:
     prepared = prepared_case(name, heads)
