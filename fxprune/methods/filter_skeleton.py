@@ -8,7 +8,8 @@ Before each step of the optimizer the gradient of I gets alpha * sign(I), and wh
 gradient become zero; so do scale and shift of the batch norm behind a filter that has no stripe left and shares them
 with none. I decays as the weights do: at the published alpha that, more than the L1 term, is what prunes. Deviations:
 a stripe that the step itself moves below delta is left out at once, not one step later; and `delta=None` takes the
-threshold from a target, where published results follow from alpha and delta alone.
+threshold from a target, where published results follow from alpha and delta alone. With it I starts at up to 1e-3 below
+one, so that stripes which no gradient reaches are not equal.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from fxprune.errors import TargetError
 from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
+from fxprune.methods.ties import make_ones_apart
+
+_APART = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class FilterSkeleton(Method):
 
     def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
         sizes = [1 if dim in shared else size for dim, size in enumerate(weight.shape)]
-        return torch.ones(sizes, dtype=weight.dtype, device=weight.device)
+        return make_ones_apart(sizes, 0.0 if self.delta else _APART, weight)
 
     def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
         return weight * torch.where(variable.abs() > threshold, variable, 0)

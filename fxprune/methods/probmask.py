@@ -27,6 +27,7 @@ from fxprune.errors import TargetError
 from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.schedule import Cubic
+from fxprune.methods.ties import make_ones_apart
 
 _EPSILON = 1e-6
 _COOLING = 0.97
@@ -51,8 +52,7 @@ class ProbMask(Method):
             )
 
     def make_variable(self, weight: Tensor, shared: tuple[int, ...]) -> Tensor:
-        draw = torch.Generator().manual_seed(0)
-        return 1 - _APART * torch.rand(weight.shape, generator=draw).to(weight)
+        return make_ones_apart(weight.shape, _APART, weight)
 
     def mask(self, weight: Tensor, variable: Tensor, threshold: Tensor, progress: Tensor, training: bool) -> Tensor:
         if not training:

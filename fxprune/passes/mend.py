@@ -284,8 +284,9 @@ class Mender:
     def try_literals(self, node: fx.Node, alive: list[Tensor], fits: Callable[[], bool]) -> bool:
         """Put other sizes where sizes, bounds and numbers of channels stand, in each combination, until one fits.
 
-        `alive` says for each dimension that got smaller which of its indexes stay. A number of channels that has not changed is counted as before where that fits: these may be tokens, some of
-        them parameters, of which a larger image has more.
+        `alive` says for dimensions around the node which of their indexes stay. A number of channels that has not
+        changed is counted as before where that fits: these may be tokens, some of them parameters, of which a larger
+        image has more.
         """
         args, kwargs = node.args, node.kwargs
         plain = fx.node.map_arg(mark_dims(node, args, kwargs), self.as_arithmetic)

@@ -6,7 +6,7 @@ and goes through copies of the moves, whose literals say what is left of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +16,13 @@ from fxprune.passes.moved_elements import number, step
 
 if TYPE_CHECKING:
     from fxprune.passes.mend import Mender
+
+
+class Left(NamedTuple):
+    """What is left of a tensor, or of several, and for each dimension which of its indexes stay."""
+
+    part: Any
+    alive: list[Tensor]
 
 
 class Piece:
@@ -35,39 +42,38 @@ class Piece:
         stays = self.leave(self.mender.leave_alive(self.whole, self.source))
         if stays is None or self.wanted[0]:
             return None
-        part, alive = stays
-        shorter = [dim for dim, keep in enumerate(alive) if not keep.all()]
+        shorter = [dim for dim, keep in enumerate(stays.alive) if not keep.all()]
         if len(shorter) > 1:
             return None
-        copies, parts = {self.source: self.source}, {self.source: part}
+        copies, left = {self.source: self.source}, {self.source: stays}
         for dim in shorter:
-            index = alive[dim].nonzero().reshape(-1)
-            chosen = self.mender.emit_selection(self.node, [self.source], [len(alive[dim])], dim, index)
-            copies[self.source] = chosen
+            keep = stays.alive[dim]
+            index = keep.nonzero().reshape(-1)
+            copies[self.source] = self.mender.emit_selection(self.node, [self.source], [len(keep)], dim, index)
         for move in self.find_moves():
             stays = self.leave(self.replay(move))
-            copy = None if stays is None else self.copy_move(move, stays, copies, parts)
-            if copy is None:
+            copy = None if stays is None else self.copy_move(move, stays, copies, left)
+            if stays is None or copy is None:
                 return None
-            copies[move], parts[move] = copy, stays[0]
+            copies[move], left[move] = copy, stays
         return copies[self.node]
 
     def copy_move(
-        self, move: fx.Node, stays: tuple[Any, list[Tensor]], copies: dict[fx.Node, fx.Node], parts: dict[fx.Node, Any]
+        self, move: fx.Node, stays: Left, copies: dict[fx.Node, fx.Node], left: dict[fx.Node, Left]
     ) -> fx.Node | None:
         """Copy one move, with the literals that lead to what stays of its result; None where there are none."""
         mender, moved = self.mender, [n for n in move.all_input_nodes if n in copies]
         with mender.graph.inserting_before(self.node):
             copy = mender.graph.node_copy(move, lambda n: copies.get(n, n))
-        inputs = {copies[n]: parts[n] for n in moved}
-        alive = [keep for n in moved for keep in self.leave(self.replay(n))[1]] + stays[1]
+        inputs = {copies[n]: left[n].part for n in moved}
+        alive = [keep for n in moved for keep in left[n].alive] + stays.alive
 
         def leads_there() -> bool:
             try:
                 result = step(copy, inputs, mender.env, mender.compact)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 return False
-            got, wanted = tree_leaves(result), tree_leaves(stays[0])
+            got, wanted = tree_leaves(result), tree_leaves(stays.part)
             return len(got) == len(wanted) and all(map(torch.equal, got, wanted))
 
         if not leads_there() and not mender.try_literals(copy, alive, leads_there):
@@ -80,22 +86,20 @@ class Piece:
         originals = self.mender.originals
         return self.mender.replay(originals[node], {originals[self.source]: self.whole})
 
-    def leave(self, tree: Any) -> tuple[Any, list[Tensor]] | None:
-        """Leave the elements of the piece, and say which indexes they have; None where they have no dense form.
-
-        Of several tensors those stay that have any.
-        """
+    def leave(self, tree: Any) -> Left | None:
+        """Leave the piece's elements, of several tensors those that have any; None where they have no dense form."""
         if isinstance(tree, Tensor):
             marks = self.wanted[tree]
             alive = [marks.movedim(dim, 0).flatten(1).any(1) for dim in range(tree.dim())]
             for dim, keep in enumerate(alive):
                 tree = tree.index_select(dim, keep.nonzero().reshape(-1))
-            return (tree, alive) if tree.numel() == int(marks.sum()) else None
-        left = [self.leave(leaf) for leaf in tree_leaves(tree)]
-        if any(each is None for each in left):
+            return Left(tree, alive) if tree.numel() == int(marks.sum()) else None
+        left = [each for leaf in tree_leaves(tree) if (each := self.leave(leaf)) is not None]
+        if len(left) < len(tree_leaves(tree)):
             return None
-        stays = torch.tensor([bool(part.numel()) for part, _ in left])
-        return tuple(part for part, _ in left if part.numel()), [stays, *(k for _, alive in left for k in alive)]
+        stays = torch.tensor([bool(each.part.numel()) for each in left])
+        parts = tuple(each.part for each in left if each.part.numel())
+        return Left(parts, [stays, *(keep for each in left for keep in each.alive)])
 
     def find_moves(self) -> list[fx.Node]:
         """The moves that lead from the source to the node, in order."""

@@ -165,3 +165,23 @@ def test_probabilities_that_no_gradient_reaches_close_up_to_the_target() -> None
         optimizer.step()
         optimizer.zero_grad()
     assert fxprune.convert(prepared.eval(), align=1).report.masked == pytest.approx(0.5, abs=0.01)
+
+
+def test_stripes_that_no_gradient_reaches_close_up_to_the_target() -> None:
+    """As those behind units that are dead from the start: of equal ones all would close, or none."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(16 * 36, 5),
+    )  # fmt: skip
+    model[0].bias.data[2:] = -1e3
+    options = {"method": fxprune.FilterSkeleton(delta=None), "target": fxprune.Sparsity(0.5), "granularity": "stripe"}
+    prepared = fxprune.prepare(model, torch.rand(4, 3, 8, 8), **options)
+    optimizer = torch.optim.SGD(fxprune.param_groups(prepared, lr=0.05, weight_decay=1e-4), momentum=0.9)
+    fxprune.Scheduler(prepared, optimizer, total_steps=30)
+    for _ in range(30):
+        x = torch.rand(8, 3, 8, 8)
+        torch.nn.functional.cross_entropy(prepared(x), torch.randint(5, (8,))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert fxprune.convert(prepared.eval(), align=1).report.masked == pytest.approx(0.5, abs=0.01)
