@@ -19,8 +19,8 @@ def param_groups(prepared: nn.Module, *, lr: float, weight_decay: float = 0.0) -
     """Give the parameter groups of a prepared model for any optimizer, with what its method asks for.
 
     Each parameter is in one group, and each group has `params`, `lr`, `weight_decay` and its `name`: "weight", "norm"
-    (scales and shifts of norms), "bias", or "gate" (what the method learns beside the weights). By default norms and
-    biases do not decay; the methods' docstrings say what else they ask for.
+    (scales and shifts of norms), "bias", or "gate" (what the method learns beside the weights, and RNI's scales). By
+    default norms and biases do not decay; the methods' docstrings say what else they ask for.
 
     Raises FxpruneError where the model does not come from `fxprune.prepare`, or for a rate or decay that is none.
     """
@@ -33,7 +33,8 @@ def param_groups(prepared: nn.Module, *, lr: float, weight_decay: float = 0.0) -
     kinds: dict[int, Kind] = {}
     for path, module in prepared.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            kinds.setdefault(id(parameter), find_kind(path, module, name, parameter))
+            is_gate = path.startswith("fxprune.") or masks.method.is_gate(module, name)
+            kinds.setdefault(id(parameter), "gate" if is_gate else find_kind(module, name, parameter))
     groups: dict[Kind, list[nn.Parameter]] = {}
     for parameter in prepared.parameters():
         groups.setdefault(kinds[id(parameter)], []).append(parameter)
@@ -41,10 +42,8 @@ def param_groups(prepared: nn.Module, *, lr: float, weight_decay: float = 0.0) -
     return [{"params": params, **options[kind], "name": kind} for kind, params in groups.items()]
 
 
-def find_kind(path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> Kind:
-    """Say of what kind a parameter is."""
-    if path.startswith("fxprune."):
-        return "gate"
+def find_kind(module: nn.Module, name: str, parameter: nn.Parameter) -> Kind:
+    """Say of what kind a parameter is that is no gate."""
     if isinstance(module, NORMS):
         return "norm"
     return "bias" if "bias" in name or parameter.dim() < 2 else "weight"

@@ -54,6 +54,8 @@ class Scheduler:
         self._masks = masks
         self._follows_optimizer = optimizer is not None
         self._followed = self._parameters()
+        known = {*self._followed, *(f"fxprune.{name}" for name, _ in masks.named_parameters())}
+        self._unmasked = {name: each for name, each in prepared.named_parameters() if name not in known}
         if optimizer is not None:
             self._check_optimizer(optimizer)
             optimizer.register_step_pre_hook(self._before_step)
@@ -125,7 +127,7 @@ class Scheduler:
                 f"the masks of {type(self._masks.method).__name__} receive no gradient, because the model is in eval "
                 "mode; call prepared.train() before the training"
             )
-        _check_gradients({**parameters, **variables})
+        _check_gradients({**self._unmasked, **parameters, **variables})
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler leaves it to fused optimizers to divide by it
         self._masks.before_step(parameters, 1.0 if scale is None else scale)
 

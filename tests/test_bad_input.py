@@ -47,6 +47,16 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_step(method, granul
     assert int(prepared.fxprune.step) == 4
 
 
+def test_a_gradient_of_what_has_no_mask_is_watched_too() -> None:
+    prepared, optimizer, _ = followed()
+    for parameter in prepared.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    name, unmasked = next((n, p) for n, p in prepared.named_parameters() if n not in prepared.fxprune.parameter_names)
+    unmasked.grad.view(-1)[0] = float("nan")
+    with pytest.raises(FxpruneError, match=rf"{name}: the gradient is NaN or infinite in 1 of"):
+        optimizer.step()
+
+
 def test_what_masks_learn_is_watched_too() -> None:
     prepared, optimizer, _ = followed(fxprune.FilterSkeleton(), "stripe")
     for parameter in prepared.parameters():

@@ -124,6 +124,10 @@ class Method:
         The modules are the model's own, but other models read the memory of its tensors: assign to `.data`.
         """
 
+    def is_gate(self, module: nn.Module, name: str) -> bool:
+        """Whether a parameter of a layer is what the method learns in the place of a mask's variable."""
+        return False
+
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
         """Give the optimizer's options for one kind of parameters; norms and biases do not decay by default."""
         return {"lr": lr, "weight_decay": 0.0 if kind in ("norm", "bias") else weight_decay}

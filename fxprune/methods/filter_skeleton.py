@@ -8,7 +8,7 @@ Before each step of the optimizer the gradient of I gets alpha * sign(I), and wh
 gradient become zero; so do scale and shift of the batch norm behind a filter that has no stripe left and shares them
 with none. I decays as the weights do: at the published alpha that, more than the L1 term, is what prunes. Deviations:
 a stripe that the step itself moves below delta is left out at once, not one step later; and `delta=None` takes the
-threshold from a target, where published results follow from alpha and delta alone. With it I starts at up to 1e-3 below
+threshold from a target, where published results follow from alpha and delta alone. With it I starts at up to 5e-5 below
 one, so that stripes which no gradient reaches are not equal.
 """
 
@@ -23,7 +23,7 @@ from fxprune.is_number import is_number
 from fxprune.methods.base import Kind, Method
 from fxprune.methods.ties import make_ones_apart
 
-_APART = 1e-3
+_APART = 5e-5
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,11 @@ class RNI(NormScales):
                 module.bias.data = torch.zeros_like(module.bias)
                 module.bias.requires_grad_(module.weight.requires_grad)
 
+    def is_gate(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Receding) and name == "weight"
+
     def options(self, kind: Kind, lr: float, weight_decay: float) -> dict[str, Any]:
-        return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "norm" else super().options(kind, lr, weight_decay)
+        return {"lr": 10 * lr, "weight_decay": 0.0} if kind == "gate" else super().options(kind, lr, weight_decay)
 
 
 def refuse_opened(model: nn.Module, norms: list[_BatchNorm]) -> None:
@@ -122,7 +125,8 @@ def make_receding(kind: type[_BatchNorm]) -> type[_BatchNorm]:
         return F.batch_norm(x, mean, variance, self.weight.sigmoid(), self.bias, by_batch, average, self.eps)
 
     def load(self: Any, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if bool(torch.as_tensor(state_dict.get(f"{prefix}bias", 0)).any()):
+        scale, shift = (torch.as_tensor(state_dict.get(prefix + name, 0)) for name in ("weight", "bias"))
+        if bool(shift.any()) or bool((scale == 1).all()):  # trained, or as new
             rest[-1].append(
                 f"{prefix[:-1]}: this is the state of an ordinary batch norm; RNI's scale is the sigmoid of its weight "
                 "and it has no shift, so leave out the batch norms' weights and biases, and load with strict=False"

@@ -170,7 +170,7 @@ def test_every_parameter_is_in_one_group(method: Method, granularity: Granularit
     listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(listed) == sorted(id(parameter) for parameter in prepared.parameters())
     names = {group["name"] for group in groups}
-    assert ("gate" in names) == method.learns
+    assert ("gate" in names) == (method.learns or isinstance(method, fxprune.RNI))
 
 
 def test_groups_have_the_options_that_methods_ask_for() -> None:
@@ -179,7 +179,8 @@ def test_groups_have_the_options_that_methods_ask_for() -> None:
         return {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
 
     assert options(fxprune.Feather(), "weight") == {"weight": (0.1, 1e-4), "norm": (0.1, 0.0), "bias": (0.1, 0.0)}
-    assert options(fxprune.RNI(), "channel")["norm"] == (1.0, 0.0)
+    assert options(fxprune.RNI(), "channel")["gate"] == (1.0, 0.0)
+    assert options(fxprune.RNI(), "channel")["norm"] == (0.1, 1e-4)
     assert set(options(fxprune.FilterSkeleton(), "stripe").values()) == {(0.1, 1e-4)}
     assert options(fxprune.STR(), "weight")["gate"] == (0.1, 1e-4)
     assert options(fxprune.ProbMask(), "weight")["gate"] == (1.0, 0.0)

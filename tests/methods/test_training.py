@@ -255,7 +255,9 @@ def test_pretrained_weights_are_loaded_before_or_after(method: Method, granulari
     assert not missing.unexpected_keys
     assert all(name.startswith("fxprune.") for name in missing.missing_keys)
     assert torch.equal(before(x), after(x))
-    if not isinstance(method, fxprune.STR):  # its thresholds are a little above zero from the start
+    if method == fxprune.FilterSkeleton(alpha=1e-3, delta=None):  # its stripes are up to 5e-5 smaller, layer by layer
+        torch.testing.assert_close(before(x), pretrained.eval()(x), rtol=0, atol=5e-5)
+    elif not isinstance(method, fxprune.STR):  # its thresholds are a little above zero from the start
         torch.testing.assert_close(before(x), pretrained.eval()(x), rtol=1e-5, atol=1e-6)
 
 
