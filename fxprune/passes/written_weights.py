@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -41,6 +42,16 @@ def writes(node: fx.Node, model: TracedModel, parameters: set[str]) -> bool:
         return (node.args[3] if len(node.args) > 3 else node.kwargs.get("max_norm")) is not None
     written = find_written(node)
     while written is not None and written.op != "get_attr":
-        first = written.args[0] if written.args else None
+        first = written.args[0] if written.args and may_view(written) else None
         written = first if isinstance(first, fx.Node) else None
     return written is not None and str(written.target) in parameters
+
+
+def may_view(node: fx.Node) -> bool:
+    """Whether what a node gives may share its first argument's memory: as schemas say, and where there are none."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
+    if packet is None:
+        return True
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads() if not overload.endswith("out")]
+    return any(result.alias_info is not None for schema in schemas for result in schema.returns)

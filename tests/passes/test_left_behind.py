@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import TraceError
+from fxprune.passes.trace import trace
+from fxprune.passes.written_weights import writes_weights
 from tests.exactness import close_units
 
 X = torch.randn(3, 6)
@@ -109,6 +111,28 @@ def test_weights_that_code_writes_to_stay(
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     if call is fxprune.prepare:
         torch.testing.assert_close({name: result.state_dict()[name] for name in before}, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("write", "is_written"),
+    [
+        (lambda w, x: x * w.t().mul_(0.5), True),
+        (lambda w, x: x * w[:2].reshape(-1)[:16].view(1, 16).mul_(0.5), True),
+        (lambda w, x: (w.sum(0) * x).relu_(), False),
+        (lambda w, x: torch.nn.functional.relu(w.sum(0) + x, inplace=True), False),
+    ],
+)
+def test_a_write_to_what_was_computed_of_a_weight_is_none_to_the_weight(write: Any, is_written: bool) -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return write(self.scale, x)  # type: ignore[no-any-return]
+
+    assert writes_weights(trace(Writing(), ((torch.randn(16, 16),), {}))) == is_written
 
 
 class Remembering(Base):
