@@ -23,6 +23,9 @@ from fxprune.passes.analyse import Channels
 from fxprune.passes.cost_terms import evaluated_products, list_parameter_terms, list_parameters, product_term
 from fxprune.passes.exclude import find_excluded
 
+NEAR = 0.01
+"""How far a target may be missed."""
+
 
 def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, target: Target) -> UnitCosts:
     """Give the cost that the target names as a function of the open units; `numbers` are theirs, -1 for the pinned.
@@ -51,6 +54,8 @@ def measure_unit_costs(model: TracedModel, channels: Channels, numbers: Tensor, 
     check_overrides(costs, made)
     if not costs.is_measured:  # else it is what a whole network takes that decides
         check_reach_of_units(costs)
+        nearly = (costs.asked - costs.quantum).clamp_min(0)  # the last block may be a part that is more than was asked
+        check_overshoot(target, int(costs.cost(costs.size - nearly)), int(costs.total))
     return costs
 
 
@@ -76,6 +81,8 @@ def measure_weight_costs(
         prices = {n: sum(p.macs for p in products if p.source == n) // number for n, number in gates.items()}
     costs = WeightCosts(target, prices, total, find_own_shares(model, set(gates), target))
     check_reach(target, costs.count_least(gates), total)
+    closed = {name: max(0, count_closed(gates[name], share) - 1) for name, share in costs.own.items()}
+    check_overshoot(target, total - costs.sum_costs(closed), total)
     return costs
 
 
@@ -114,6 +121,15 @@ def check_overrides(costs: UnitCosts, made: dict[str, Tensor]) -> None:
         raise TargetError(
             f"{name}: overrides leave {size - asked} of {size} units open, but at least {costs.target.least} stay, "
             f"in steps of {int(costs.quantum[group])}; ask for less there, or lower least or align"
+        )
+
+
+def check_overshoot(target: Target, left: int, total: int) -> None:
+    """Refuse overrides that leave less of the `total` cost than the target; `left` is what they leave, or more."""
+    if target.overrides and total - left > count_closed(total, min(1.0, target.share * (1 + NEAR))):
+        raise TargetError(
+            f"the overrides alone leave {left / total:.2%} of the {target.cost}, fewer than the target: {target}; let "
+            "them close less, or ask for what they come to"
         )
 
 

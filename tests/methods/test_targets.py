@@ -294,6 +294,19 @@ def test_an_override_beyond_the_floor_is_refused() -> None:
         fxprune.prepare(Residual(), torch.randn(IMAGES), target=target)
 
 
+@pytest.mark.parametrize("granularity", ["channel", "weight", "stripe"])
+def test_overrides_that_close_more_than_the_target_are_refused(granularity: str) -> None:
+    options = {"granularity": granularity, "method": fxprune.GMP()}
+    for target in (fxprune.Sparsity(0.5, overrides={"*": 0.9}), fxprune.Params(0.5, overrides={"blocks.*": 0.2})):
+        with pytest.raises(
+            TargetError, match=r"the overrides alone leave [\d.]+% of the (gates|parameters), fewer than"
+        ):
+            fxprune.prepare(Residual(), torch.randn(IMAGES), target=target, **options)
+    just = fxprune.Sparsity(0.5, overrides={"*": 0.5})
+    prepared = fxprune.prune(Residual(), torch.randn(IMAGES), target=just, **options)
+    assert fxprune.convert(prepared).report.masked == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.7])
 @pytest.mark.parametrize("method", [fxprune.Feather(), fxprune.Feather(p=float("inf")), fxprune.ST3()], ids=str)
 def test_ties_close_just_as_many(value: float, method: fxprune.Feather) -> None:
