@@ -57,7 +57,7 @@ def count_by_weight(model: nn.Module, example_inputs: ExampleInputs) -> dict[str
 
 def _count_flops(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """Count the floating point operations of one forward pass by parameter, known by its storage through all views."""
-    copy = copy_for_evaluation(model)
+    copy = copy_for_evaluation(model).requires_grad_(False)  # to views of parameters the counter would attach hooks
     names = {
         parameter.untyped_storage().data_ptr(): name
         for name, parameter in copy.named_parameters()

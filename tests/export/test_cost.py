@@ -62,3 +62,15 @@ def test_without_inputs_some_are_made_or_asked_for() -> None:
     assert count(model) == count(model, torch.zeros(1, 3, 224, 224))
     with pytest.raises(TraceError, match="pass example_inputs"):
         count(nn.ReLU())
+
+
+def test_a_layer_that_is_given_a_view_of_a_parameter_is_counted() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.layer(self.token.expand(len(x), -1, -1))
+
+    assert count(Token(), torch.randn(2, 3, 4)).macs == 8 * 4
