@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -291,7 +291,7 @@ class Mender:
         args, kwargs = node.args, node.kwargs
         plain = fx.node.map_arg(mark_dims(node, args, kwargs), self.as_arithmetic)
         literals = list(find_literals(plain))
-        others = [sorted({int(keep[:v].sum()) for keep in alive if 0 < v <= len(keep)} - {v}) for v in literals]
+        others = [sorted(set(count_below(v, node, alive)) - {v}) for v in literals]
         trials = itertools.product(*([self.as_counted(v), *more] for v, more in zip(literals, others, strict=True)))
         if plain == (args, kwargs):
             next(trials)  # as they are, which has been tried
@@ -520,6 +520,17 @@ class Mender:
         self.env[made] = self.attempt(made)
         self.env[made].made = self.env[made].held  # it is never trained: what it selects of numbers is known, too
         return made
+
+
+def count_below(literal: int, node: fx.Node, alive: list[Tensor]) -> Iterator[int]:
+    """For each dimension that got smaller, how many of the indexes below a size or an index stay."""
+    for keep in alive:
+        if 0 < literal <= len(keep):
+            yield int(keep[:literal].sum())
+        elif (
+            node.target is operator.getitem and -len(keep) <= literal < 0
+        ):  # counted from the end; -1 is a size elsewhere
+            yield int(keep[:literal].sum())
 
 
 def operand(node: fx.Node, position: int, name: str) -> fx.Node:

@@ -140,6 +140,15 @@ def fused_split(m: nn.Module, x: Tensor) -> Tensor:
     return x + m.o(merge(F.scaled_dot_product_attention(split(q), k, v)))
 
 
+def fused_in_groups(m: nn.Module, x: Tensor) -> Tensor:
+    """Two queries stand before the key and the value that they share, which are counted from behind, as in Falcon."""
+    b, n, _ = x.shape
+    qkv = m.qkv(x).view(b, n, HEADS // 2, 4, INNER)
+    keys, values = (qkv[:, :, :, [i]].expand(b, n, HEADS // 2, 2, INNER) for i in (-2, -1))
+    q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (qkv[:, :, :, :-2], keys, values))
+    return x + m.o(merge(F.scaled_dot_product_attention(q, k, v)))
+
+
 def fused_chunks(m: nn.Module, x: Tensor) -> Tensor:
     q, k, v = (split(t) for t in m.qkv(x).chunk(3, -1))
     return x + m.o(merge(F.scaled_dot_product_attention(q, k, v)))
@@ -389,6 +398,7 @@ CASES: dict[str, Case] = {
     "fused, by head": Case(lambda: Tokens(fused_by_head, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "fused, indexed, talking heads": Case(
         lambda: Tokens(fused_indexed, l=nn.Linear(4, 4), qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 24, 28),
+    "fused, groups": Case(lambda: Tokens(fused_in_groups, qkv=nn.Linear(16, 48), o=nn.Linear(24, 16)), 18, 28),
     "fused, split": Case(lambda: Tokens(fused_split, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "heads in the batch": Case(lambda: Tokens(batched, **linears("q", "k", "v")), 20, 28),
     "einsum": Case(lambda: Tokens(by_einsum, **linears("q", "k", "v")), 20, 28),
@@ -480,7 +490,7 @@ FUSED = ["fused", "fused, by head", "fused, chunks", "fused, split", "fused, ind
 
 @pytest.mark.parametrize(
     ("name", "heads"),
-    [(name, heads) for name in [*APART, *FUSED] for heads in ("whole", "inner")],
+    [(name, heads) for name in [*APART, *FUSED] for heads in ("whole", "inner")] + [("fused, groups", "inner")],
 )
 def test_what_the_gates_close_is_gone_and_no_more(name: str, heads: Literal["whole", "inner"]) -> None:
     prepared = prepared_case(name, heads)
