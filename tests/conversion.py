@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.model import PreparedModel, TracedModel, as_inputs, find_tensor, tensors_in
+from fxprune.passes.mend import CannotMend, Mender
 from tests.exactness import close_units, randomise, settle_statistics
 
 LEAST_VARIATION = 1e-3
@@ -34,6 +36,18 @@ def convert_closed(prepared: PreparedModel, *others: Any, share: float = 0.5, se
     compact = fxprune.convert(prepared)
     assert_same(prepared, compact, *others)
     return compact
+
+
+def leave_as_large(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let a node have no form for fewer channels: closed ones stay, to be muted by all that counts them."""
+    mend = Mender.mend
+
+    def refuse(self: Mender, node: fx.Node) -> None:
+        mend(self, node)
+        if node.name == name and bool(self.plan.dead[units := self.units_of(self.originals[node])].any()):
+            raise CannotMend(node, units)
+
+    monkeypatch.setattr(Mender, "mend", refuse)
 
 
 def assert_closed_units_rest(prepared: PreparedModel) -> None:

@@ -255,8 +255,8 @@ class Mender:
                 if self.are_pinned(wanted):
                     continue
                 seen = [found for found in actual.along(dim) if not self.are_pinned(found)]
-                if not seen and bool((wanted == wanted[0]).all()):
-                    continue  # what is left is one unit
+                if bool((wanted == wanted[0]).all()) and all(map(self.are_alike, seen)):
+                    continue  # what is left is one unit, of each group of a transposed convolution
                 if named.any() and not any(self.agree(wanted[named], found[named]) for found in seen):
                     return False
         return True
@@ -265,6 +265,11 @@ class Mender:
         """Whether ids are of no unit, as those of a kernel's height, and tell nothing."""
         units = self.channels.units
         return bool((ids < len(units)).all()) and bool((units[ids] == PINNED).all())
+
+    def are_alike(self, ids: Tensor) -> bool:
+        """Whether ids are of one unit."""
+        units = self.channels.units
+        return bool((ids < len(units)).all()) and bool((units[ids] == units[ids[0]]).all())
 
     def agree(self, wanted: Tensor, found: Tensor) -> bool:
         """Whether ids are of the same units, where the smaller graph has any: a layer of one channel has none (0)."""

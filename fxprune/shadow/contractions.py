@@ -179,7 +179,8 @@ def multiply_constants(call: Call) -> list[Constant | None]:
 
 def look_up(table: IdTable, call: Call) -> list[Ids]:
     """Follow an embedding: its columns are channels, its rows are the vocabulary."""
-    weight = call.args[0]
+    weight, index = call.args[:2]
+    table.pin(index.ids, "a table of indexes")
     columns, _ = take_channels(table, weight, 1, set(), "an embedding's rows are chosen by its input")
     return [(columns.view([1] * (call.outputs[0].dim() - 1) + [-1]),)]
 

@@ -264,15 +264,14 @@ def refresh_views(base: ShadowTensor, made_of_inputs: bool) -> None:
 
 def scatter_ids(parent: ShadowTensor, child: ShadowTensor, positions: Tensor) -> Ids:
     """Write the ids of a view into those of its base; ids of different dimensions are kept apart."""
-    moved = {frozenset(varying(compress(scatter(torch.zeros((), dtype=torch.int64), t, parent, positions)))): t
-             for t in child.ids}  # fmt: skip
+    nowhere = torch.zeros((), dtype=torch.int64)
+    rest = [(set(varying(compress(scatter(nowhere, t, parent, positions)))), t) for t in child.ids]
     result = []
-    rest = dict(moved)
     for t in parent.ids:
-        match = next((key for key in rest if key & frozenset(varying(t)) or not key), None)
-        ids = rest.pop(match) if match is not None else torch.zeros((), dtype=torch.int64)
-        result.append(compress(scatter(t, ids, parent, positions)))
-    result += [compress(scatter(torch.zeros((), dtype=torch.int64), t, parent, positions)) for t in rest.values()]
+        match = next((pair for pair in rest if not pair[0].isdisjoint(varying(t)) or not pair[0]), None)
+        rest = [pair for pair in rest if pair is not match]
+        result.append(compress(scatter(t, nowhere if match is None else match[1], parent, positions)))
+    result += [compress(scatter(nowhere, t, parent, positions)) for _, t in rest]
     return tuple(result)
 
 

@@ -124,6 +124,19 @@ def test_what_is_closed_leaves_exactly(name: str, granularity: str) -> None:
         assert compact.report.units_removed > 0
 
 
+def test_groups_of_a_transposed_convolution_that_are_left_with_one_filter_each_lose_the_others() -> None:
+    model = nn.Sequential(
+        conv(3, 12), nn.ReLU(), nn.ConvTranspose2d(12, 8, 4, 2, 1, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 1)
+    ).double()  # fmt: skip
+    randomise(model)
+    prepared = fxprune.prepare(model, varied_images(2, 3, 12))
+    prepared.fxprune.set_gates(torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
+    compact = fxprune.convert(prepared)
+    assert compact.get_submodule("2").out_channels == 4
+    assert not compact.report.kept
+    assert relative_error(prepared, compact, varied_images(4, 3, 18, seed=3), 1e-3) < 1e-11
+
+
 def test_a_model_that_has_become_a_constant_still_has_the_batch_of_its_input() -> None:
     """Both sides of a shortcut always give the same: one of them keeps the shape."""
 

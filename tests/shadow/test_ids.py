@@ -126,6 +126,17 @@ def test_a_view_that_splits_channels_keeps_them_apart() -> None:
     assert len({first, second, third, fourth}) == 4
 
 
+@pytest.mark.parametrize("relu", [torch.relu, torch.relu_])
+def test_dimensions_that_a_view_joins_stay_apart_where_they_are_written_in_place(relu: Callable[..., Tensor]) -> None:
+    """A linear layer joins all dimensions of its input but the last, and its output is a view of a matrix."""
+    channels = find_channels(
+        lambda m, a, b: m["head"](a.mean((2, 3)) * relu(m["table"](m["places"].weight)).mean((0, 1))),
+        head=nn.Linear(4, 5), places=nn.Conv1d(3, 5, 2), table=nn.Linear(2, 4),
+    )  # fmt: skip
+    after = [v for n, v in channels.values[0].items() if "relu" in n.name]
+    assert [ids.shape for ids in after[0].ids] == [(1, 1, 4), (5, 1, 1), (1, 3, 1)]
+
+
 def test_writing_into_a_slice_ties_what_is_written() -> None:
     def body(m: Layers, a: Tensor, b: Tensor) -> Tensor:
         out = torch.zeros_like(a)

@@ -49,6 +49,16 @@ def test_an_op_without_a_form_for_fewer_channels_pins_and_names_itself(op: Calla
     assert any(name in pin.reason and "test_pins.py:" in pin.where and "<lambda>" in pin.where for pin in channels.pins)
 
 
+def test_what_an_embedding_looks_up_is_pinned() -> None:
+    """Each channel has a row of the table, and what is found for them lies along a dimension that has no ids."""
+    channels = find_channels(
+        lambda m, a, b: m["head"](m["table"]((a.mean((2, 3)) > 0).long()).mean(2)) + b.mean((2, 3))[:, :1],
+        table=nn.Embedding(2, 6), head=nn.Linear(4, 5),
+    )  # fmt: skip
+    assert rows(channels, "a.weight") == [PINNED] * 4
+    assert "a table of indexes" in {pin.reason for pin in channels.pins}
+
+
 def test_a_table_unites_chains_and_keeps_the_smallest_id() -> None:
     table = IdTable()
     ids = table.take(8)
