@@ -16,7 +16,6 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Forgotten channels are needed by nobody, and go at conversion although what was computed of them is still there.
     """
-    taken: list[tuple[IdTable, Call, list[Tensor], list[Tensor]]] = []
     follow, resolve = ShadowRun.follow, IdTable.resolve
 
     def note(self: ShadowRun, call: Call) -> list[tuple[Ids, Constant | None]]:
@@ -27,16 +26,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> None:
             after = [ids for each, _ in shadows for ids in each]
             after += [ids for reader in self.table.readers[readers:] for ids in (reader.columns, reader.rows)]
             after += [mix.ids for mix in self.table.mixes[mixes:]]
-            taken.append((self.table, call, before, after))
+            vars(self.table).setdefault("taken", []).append((str(call.op), before, after))  # freed with the table
         return shadows
 
     def check(self: IdTable) -> Tensor:
         units = resolve(self)
-        mine = [each[1:] for each in taken if each[0] is self]
-        taken[:] = [each for each in taken if each[0] is not self]
-        for call, before, after in mine:
+        for op, before, after in vars(self).pop("taken", ()):
             lost = find_units(units, before) - find_units(units, after) - {PINNED}
-            assert not lost, f"{call.op} forgets {len(lost)} units"
+            assert not lost, f"{op} forgets {len(lost)} units"
         return units
 
     monkeypatch.setattr(ShadowRun, "follow", note)
