@@ -20,7 +20,7 @@ def remake(value: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     traced = {name: each for name, each in vars(value).items() if holds_proxies(each)}
     rest = {name: each for name, each in vars(value).items() if name not in traced}
     make = functools.partial(make_object, kind, rest)
-    vars(make).update(__name__=kind.__name__, __qualname__=kind.__qualname__, __module__=kind.__module__)
+    vars(make).update(__name__=kind.__name__, __qualname__=kind.__qualname__, __module__=__name__)  # torch.fx calls
     return make, traced
 
 

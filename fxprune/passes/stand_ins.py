@@ -65,11 +65,13 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
                 yield owner, name, record_compiled(tracer, function)
     for name in NUMBERS:
         yield torch, name, record_compiled(tracer, getattr(torch, name))
+    yield torch, "Size", record_sizes(tracer)
     for name, function in vars(math).items():
         if isinstance(function, BuiltinFunctionType):
             yield math, name, record_arithmetic(tracer, function)
     for owner, name in SPEAKERS:
         yield owner, name, forgive_texts(tracer, owner, name)
+    yield torch.distributions.Distribution, "_validate_args", False  # asks for values, only to refuse some of them
     yield nn.Module, "training", watch_mode(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch, "_assert", forgive_assertions(tracer)
@@ -95,6 +97,25 @@ def record_compiled(tracer: Any, function: Callable[..., Any]) -> Callable[..., 
         return function(*args, **kwargs)
 
     return compiled
+
+
+def record_sizes(tracer: Any) -> type:
+    """Record `torch.Size` where it is called; in all else what stands for it is the class itself."""
+    original = torch.Size
+
+    class Kind(type):
+        def __call__(cls, *args: Any) -> Any:
+            if is_recorded(tracer, args, {}):
+                return tracer.create_proxy("call_function", original, args, {})
+            return original(*args)
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, original)
+
+        def __subclasscheck__(cls, kind: type) -> bool:
+            return issubclass(kind, original)
+
+    return Kind("Size", (), {})
 
 
 def record_arithmetic(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -285,6 +285,11 @@ class ValueTracer(fx.Tracer):
             return self.rebuild(a)
         if kind is slice:
             return slice(self.create_arg(a.start), self.create_arg(a.stop), self.create_arg(a.step))
+        if isinstance(a, torch.Generator):
+            raise TraceError(
+                f"{find_user_line()}: the code draws by a generator of its own, which no graph can hold; draw by "
+                "torch's (generator=None), or keep it out of the model that is prepared"
+            )
         if not isinstance(a, tuple) and not dataclasses.is_dataclass(a) and holds_proxies(a):
             return self.rebuild_object(a)
         return super().create_arg(a)

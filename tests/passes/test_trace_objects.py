@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, distributions, nn
 
 import fxprune
+from fxprune.errors import TraceError
 from fxprune.model import tensors_in
 from tests.conversion import convert_closed, prepare_randomised
 
@@ -106,3 +110,72 @@ def test_a_file_of_a_model_that_returns_an_object_is_written_and_read(tmp_path: 
     again = fxprune.load(Language().double(), tmp_path / "compact.safetensors").eval()
     pairs = zip(tensors_in(again(tokens(3, 5))), tensors_in(compact(tokens(3, 5))), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+class Encoder(nn.Module):
+    """What a variational autoencoder or a policy has: two heads that say a distribution, and a decoder."""
+
+    def __init__(self, use: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first, self.mean, self.spread, self.last = (
+            nn.Linear(4, 16),
+            *(nn.Linear(16, 6) for _ in "ab"),
+            nn.Linear(6, 3),
+        )
+        self.use = use
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.relu(self.first(x))
+        return self.use(self, self.mean(h), self.spread(h))
+
+
+def sample(m: Encoder, mean: Tensor, spread: Tensor) -> Any:
+    normal = distributions.Normal(mean, F.softplus(spread))
+    z = normal.rsample() if m.training else normal.mean
+    return m.last(z), distributions.kl_divergence(normal, distributions.Normal(torch.zeros_like(z), torch.ones_like(z)))
+
+
+DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
+    "sampled": sample,
+    "an output": lambda m, mean, spread: distributions.Normal(mean, spread.exp()),
+    "an output in a dict": lambda m, mean, spread: {
+        "policy": distributions.Categorical(logits=mean), "value": m.last(spread)
+    },
+    "independent": lambda m, mean, spread: distributions.Independent(distributions.Normal(mean, spread.exp()), 1),
+    "scored": lambda m, mean, spread: (
+        distributions.Bernoulli(logits=mean).log_prob((spread > 0).double()), m.last(spread)
+    ),
+    "mixed": lambda m, mean, spread: distributions.MixtureSameFamily(
+        distributions.Categorical(logits=mean), distributions.Normal(spread, mean.exp())
+    ).log_prob(spread[:, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_distributions_are_followed_and_may_be_outputs(name: str) -> None:
+    torch.manual_seed(0)
+    model = Encoder(DISTRIBUTIONS[name])
+    before = distributions.Distribution._validate_args
+    prepared = prepare_randomised(model, torch.randn(3, 4).double())
+    assert distributions.Distribution._validate_args is before
+    compact = convert_closed(prepared, torch.randn(5, 4).double())
+    assert compact.get_submodule("first").out_features < 16
+    x = torch.randn(2, 4).double()
+    assert type(compact(x)) is type(model(x))
+    prepared.train()
+    assert all(torch.isfinite(t).all() for t in tensors_in(prepared(x)))
+
+
+def test_a_generator_of_the_models_own_is_refused_by_line() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.generator = torch.Generator()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(h + torch.randn(h.shape, generator=self.generator) if self.training else h)
+
+    with pytest.raises(TraceError, match=r"test_trace_objects.py:\d+ in forward: the code draws by a generator"):
+        fxprune.prepare(Noisy(), torch.randn(3, 4))
