@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import TraceError
+from fxprune.passes.memoised import refuse_memoised
 from fxprune.passes.source_lines import find_user_line
 
 _STRUCTURE = frozenset({
@@ -160,6 +161,7 @@ class ValueProxy(fx.Proxy):
     def __hash__(self) -> int:
         """That of the value where the code looks a size or a text up, as in a table."""
         if type(self._value) in (int, float, str, tuple, torch.Size) and self.tracer.recording:
+            refuse_memoised(sys._getframe(1))
             return hash(self.tracer.guard(self))
         return id(self)
 
@@ -210,22 +212,10 @@ def answering_for_values() -> Iterator[None]:
         builtins.isinstance, builtins.len, builtins.callable, builtins.max, builtins.min = originals
 
 
-class NumberType(type):
-    """What stands for `int` or `float`: a class that leaves what it makes of a size symbolic.
-
-    Where it is called only; code that asks for the type of a number itself gets the number's own.
-    """
+class StandIn(type):
+    """What stands for a class where it is called; in all else it is the class itself."""
 
     plain: type
-    symbolic: Callable[[Any], Any]
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        number = args[0] if len(args) == 1 else None
-        if type(number) is not ValueProxy or type(number._value) not in (int, float) or not number.tracer.recording:
-            return cls.plain(*args, **kwargs)
-        if type(number._value) is cls.plain:
-            return number
-        return number.tracer.create_proxy("call_function", cls.symbolic, (number,), {})
 
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, cls.plain)
@@ -240,6 +230,30 @@ class NumberType(type):
         return hash(cls.plain)
 
 
+class NumberType(StandIn):
+    """What stands for `int` or `float`: a class that leaves what it makes of a size symbolic."""
+
+    symbolic: Callable[[Any], Any]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        number = args[0] if len(args) == 1 else None
+        if type(number) is not ValueProxy or type(number._value) not in (int, float) or not number.tracer.recording:
+            return cls.plain(*args, **kwargs)
+        if type(number._value) is cls.plain:
+            return number
+        return number.tracer.create_proxy("call_function", cls.symbolic, (number,), {})
+
+
+class SizeType(StandIn):
+    """What stands for `torch.Size`: a class that leaves the sizes in it symbolic."""
+
+    def __call__(cls, *args: Any) -> Any:
+        size = next(find_proxies(args), None)
+        if size is None or not size.tracer.recording:
+            return cls.plain(*args)
+        return size.tracer.create_proxy("call_function", cls.plain, args, {})
+
+
 class SymbolicInt(metaclass=NumberType):
     """Stands for `int`."""
 
@@ -250,6 +264,12 @@ class SymbolicFloat(metaclass=NumberType):
     """Stands for `float`."""
 
     plain, symbolic = float, torch.sym_float
+
+
+class SymbolicSize(metaclass=SizeType):
+    """Stands for `torch.Size`."""
+
+    plain = torch.Size
 
 
 @contextmanager
@@ -314,7 +334,7 @@ def unwrap(tree: Any) -> Any:
     """Replace proxies by their values, inside slices too."""
     if type(tree) is ValueProxy:
         return tree._value
-    if type(tree) is NumberType:
+    if isinstance(type(tree), type) and issubclass(type(tree), StandIn):
         return tree.plain
     if type(tree) is slice:
         return slice(unwrap(tree.start), unwrap(tree.stop), unwrap(tree.step))

@@ -21,7 +21,7 @@ from torch._functorch import apis
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import checkpoint
 
-from fxprune.passes.proxies import ValueProxy, answering_for_values, find_proxies, unwrap
+from fxprune.passes.proxies import SymbolicSize, ValueProxy, answering_for_values, find_proxies, unwrap
 from fxprune.run_alone import plain_attention
 
 NAMESPACES = (torch, F, torch.fft, torch.linalg)
@@ -65,7 +65,7 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
                 yield owner, name, record_compiled(tracer, function)
     for name in NUMBERS:
         yield torch, name, record_compiled(tracer, getattr(torch, name))
-    yield torch, "Size", record_sizes(tracer)
+    yield torch, "Size", SymbolicSize
     for name, function in vars(math).items():
         if isinstance(function, BuiltinFunctionType):
             yield math, name, record_arithmetic(tracer, function)
@@ -97,25 +97,6 @@ def record_compiled(tracer: Any, function: Callable[..., Any]) -> Callable[..., 
         return function(*args, **kwargs)
 
     return compiled
-
-
-def record_sizes(tracer: Any) -> type:
-    """Record `torch.Size` where it is called; in all else what stands for it is the class itself."""
-    original = torch.Size
-
-    class Kind(type):
-        def __call__(cls, *args: Any) -> Any:
-            if is_recorded(tracer, args, {}):
-                return tracer.create_proxy("call_function", original, args, {})
-            return original(*args)
-
-        def __instancecheck__(cls, value: Any) -> bool:
-            return isinstance(value, original)
-
-        def __subclasscheck__(cls, kind: type) -> bool:
-            return issubclass(kind, original)
-
-    return Kind("Size", (), {})
 
 
 def record_arithmetic(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:

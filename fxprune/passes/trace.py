@@ -24,6 +24,7 @@ from fxprune.errors import GuardViolated, TraceError
 from fxprune.find_module import find_module
 from fxprune.model import Graphs, Inputs, Region, TracedModel, in_eval_mode, named_tensors
 from fxprune.passes.left_behind import forget_proxies, kept_chance, store_buffers
+from fxprune.passes.memoised import Memoised, computing_anew
 from fxprune.passes.proxies import symbolic_numbers
 from fxprune.passes.source_lines import find_error
 from fxprune.passes.stand_ins import standing_in
@@ -58,12 +59,17 @@ def trace_region(root: nn.Module, path: str, inputs: Inputs, values: bool = True
     """Trace one module of `root` in both modes; the graphs name its parts as `root` does.
 
     Without `values` only the shapes are computed of what depends on an input: faster, and not always enough. Where
-    code makes plain numbers of sizes, by `int(n)` and `float(n)`, it is traced again with what leaves them symbolic.
+    code makes plain numbers of sizes, by `int(n)` and `float(n)`, it is traced again with what leaves them symbolic,
+    and where it calls memoised functions with sizes, without their memory.
     """
-    region, asked = trace_modes(root, path, inputs, values)
+    try:
+        region, asked = trace_modes(root, path, inputs, values)
+    except Memoised as call:
+        with computing_anew(call.places):
+            return trace_region(root, path, inputs, values)
     numbers = [code for code in asked.numbers if not str(code.get("__name__")).startswith("torch.")]
     if numbers:
-        with suppress(TraceError, GuardViolated), symbolic_numbers(numbers):
+        with suppress(TraceError, GuardViolated, Memoised), symbolic_numbers(numbers):
             return trace_modes(root, path, inputs, values)[0]
     return region
 
