@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,12 +24,16 @@ from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval
 from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
+from fxprune.passes.sized_dims import find_sized_dims
 from fxprune.recurrent import FOLLOWED
 from fxprune.run_alone import plain_attention
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
 from fxprune.shadow.products import note_product
 from fxprune.shadow.rules import ELEMENTWISE, find_rule
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowMode, ShadowTensor, varying
+
+VIEWED = (torch.ops.aten.view, torch.ops.aten._unsafe_view, torch.ops.aten.reshape)
+"""What a node of a view calls."""
 
 EQUAL = ((operator.eq, True), (operator.ne, False))
 """Questions, and the answers that say that two numbers are equal."""
@@ -209,6 +213,7 @@ class ShadowRun:
         self.mixed: list[Tensor] = []
         self.is_inside = False  # whether the node that runs takes tensors, so that those which it makes are its own
         self.sized = False  # whether the node that runs takes numbers that the size of an input gives
+        self.sized_dims: Sequence[bool | None] = ()  # of a view: which dimensions these are
 
     def add_parameter(self, name: str, tensor: Tensor, ids: Ids | None = None) -> None:
         """Give a parameter its ids, and let the run know it wherever it appears."""
@@ -238,6 +243,8 @@ class ShadowRun:
                     self.table.pin(new, "a table inside of an op, whose entries are no channels")
             return [(new, None) for new in fresh]
         call.sized = self.sized or any(t.sized for t in call.tensors)
+        views = call.op.overloadpacket in VIEWED and len(self.sized_dims) == call.outputs[0].dim()
+        call.sized_dims = self.sized_dims if views else ()
         if rule is ELEMENTWISE:
             for counted in self.mixed:
                 self.table.pin(counted, "a number of channels times a size takes part in arithmetic")
@@ -264,6 +271,7 @@ class ShadowRun:
             for node in graph.nodes:
                 self.table.node, self.only_moved, self.only_elements = node, True, True
                 self.called = self.counts = False
+                self.sized_dims = find_sized_dims(node, results, self.widths, self.counts_channels)
                 env[node] = self.run_or_explain(node, env, named)
                 written = find_written(node)
                 if written is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -256,6 +257,8 @@ class ValueTracer(fx.Tracer):
             name = self.path_of_module(m)
         except NameError:  # made by the code that runs, as `nn.ReLU()(x)`
             return forward(*args, **kwargs)
+        if isinstance(m, parametrize.ParametrizationList):  # what it computes is a parameter like any other
+            return self.create_proxy("get_attr", f".{name}".replace(".parametrizations.", ".").strip("."), (), {})
         if not self.is_leaf_module(m, name):
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", name, args, kwargs)

@@ -155,7 +155,10 @@ class IdTable:
         return kept
 
     def collapse_all(self, ids: Ids, dims: set[int], reason: str) -> Ids:
-        """Collapse each of a tensor's ids to `dims`."""
+        """Collapse each of a tensor's ids to `dims`; one channel alone, as `x[:, 2]`, is pinned."""
+        for t in ids:
+            if t.numel() == 1 and int(t) != PINNED:
+                self.pin(t, reason)
         kept = [self.collapse(t, dims, reason) for t in ids if varying(t)]
         return tuple(t for t in kept if t is not None)
 

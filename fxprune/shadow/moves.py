@@ -13,6 +13,7 @@ from fxprune.shadow.channels import align
 from fxprune.shadow.elements import keep_shared, pin_inputs, unknown
 from fxprune.shadow.ids import IdTable
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, compress, constant_of, varying
+from fxprune.shadow.views import find_cut_by_size
 
 aten = torch.ops.aten
 
@@ -25,6 +26,9 @@ def move_ids(table: IdTable, call: Call) -> list[Ids]:
         return pin_inputs(table, call)
     for index in call.tensors[1:]:
         table.pin(index.ids, "a table of indexes")
+    source = call.tensors[0]
+    for cut in find_cut_by_size(source.ids, source.shape, call.outputs[0].shape, call.sized_dims):
+        table.pin(cut, "a view cuts them where the size of an input says")
     if repeats_alone(call) and not call.tensors[0].ids and not call.sized:
         return [repeat_ids(table, call.tensors[0].shape, call.outputs[0].shape)]
     moved = move(call, list(call.tensors[0].ids))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -83,6 +83,7 @@ class Call:
     moves: bool = False  # whether its rule only moves elements
     made: bool = False  # whether its values follow from numbers alone
     sized: bool = False  # whether numbers among its arguments, or values, depend on the size of an input
+    sized_dims: Sequence[bool | None] = ()  # of a view that takes such numbers: which dimensions; None where it says -1
 
     @functools.cached_property
     def tensors(self) -> list[ShadowTensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from tests.exactness import close_units
+from tests.exactness import close_units, randomise, relative_error, varied_images
 
 
 def write_zeros(y: Tensor) -> Tensor:
@@ -150,3 +150,49 @@ def test_tables_along_channels_lose_what_the_channels_lose(table: str) -> None:
     for count in (10, 7, 23):
         x = torch.randn(3, count, 8).double()
         torch.testing.assert_close(compact(x), prepared(x), rtol=1e-9, atol=1e-9)
+
+
+VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "tokens as channels": (lambda y: y.flatten(2).transpose(1, 2).reshape(y.shape), False),
+    "tokens as channels, by what is left": (
+        lambda y: y.flatten(2).transpose(1, 2).reshape(len(y), 8, -1).unflatten(2, y.shape[2:]), False
+    ),
+    "channels as tokens": (lambda y: y.reshape(len(y), -1, 8).transpose(1, 2).reshape(y.shape), False),
+    "channels as tokens, like another": (lambda y: y.flatten(2).transpose(1, 2).contiguous().view_as(y), False),
+    "channels as pixels": (lambda y: y.permute(0, 2, 3, 1).reshape(len(y), y.shape[2] * 2, y.shape[3] * 2, -1)
+                           .repeat(1, 1, 1, 4).permute(0, 3, 1, 2)[:, :, ::2, ::2], False),
+    "flattened and back": (lambda y: y.flatten(1).reshape(len(y), 8, y.shape[2], y.shape[3]), True),
+    "groups": (lambda y: y.reshape(len(y), 2, -1).relu().reshape(y.shape), True),
+    "groups in the batch": (lambda y: (y.reshape(len(y) * 2, 4, *y.shape[2:]) * 2).reshape(y.shape), True),
+    "groups by a shape": (lambda y: y.movedim(1, 3).reshape(*y.shape[:1], *y.shape[2:], 2, 4).flip(3).flatten(3)
+                          .movedim(3, 1), True),
+    "groups by a longer shape": (lambda y: y.movedim(1, 3).reshape(y[:, 0].shape + (4, 2)).flatten(3)  # noqa: RUF005
+                                 .movedim(3, 1), True),
+}  # fmt: skip
+
+
+class Viewed(nn.Module):
+    """What a case does to the channels of a layer; behind it are two more."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.between, self.a, self.b, self.c = between, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c(self.b(self.between(self.a(x))).relu())
+        return out
+
+
+@pytest.mark.parametrize("case", VIEWS)
+def test_channels_that_a_view_cuts_by_the_size_of_an_image_stay(case: str) -> None:
+    between, may_go = VIEWS[case]
+    torch.manual_seed(0)
+    model = Viewed(between).double()
+    randomise(model)
+    prepared = fxprune.prepare(model, varied_images(2, 3, 2))
+    close_units(prepared, 0.5, seed=1)
+    compact = fxprune.convert(prepared)
+    assert (compact.get_submodule("a").out_channels < 8) == may_go
+    assert compact.get_submodule("b").out_channels < 6
+    for size in (2, 4, 7):
+        assert relative_error(prepared, compact, varied_images(3, 3, size, seed=1), 1e-3) < 1e-12

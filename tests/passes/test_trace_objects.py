@@ -179,3 +179,30 @@ def test_a_generator_of_the_models_own_is_refused_by_line() -> None:
 
     with pytest.raises(TraceError, match=r"test_trace_objects.py:\d+ in forward: the code draws by a generator"):
         fxprune.prepare(Noisy(), torch.randn(3, 4))
+
+
+class Unit(nn.Module):
+    """Rows of length one."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return F.normalize(weight, dim=-1)
+
+
+def test_a_parametrized_weight_that_is_read_beside_its_layer_is_a_parameter() -> None:
+    class Places(nn.Module):
+        """The weight of a layer that is never called is a table of positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.places, self.last = nn.Linear(4, 16), nn.Linear(16, 9, bias=False), nn.Linear(16, 3)
+            nn.utils.parametrize.register_parametrization(self.places, "weight", Unit())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(x) + self.places.weight[torch.arange(x.shape[1])]))
+
+    torch.manual_seed(0)
+    prepared = prepare_randomised(Places(), torch.randn(2, 5, 4).double())
+    prepared.train()(torch.randn(2, 5, 4).double()).sum().backward()
+    assert prepared.get_parameter("places.parametrizations.weight.original").grad is not None
+    compact = convert_closed(prepared, torch.randn(3, 7, 4).double())
+    assert compact.get_submodule("places").weight.shape[1] == compact.get_submodule("first").out_features < 16

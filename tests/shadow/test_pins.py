@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.shadow.ids import PINNED, IdTable
 from tests.conversion import convert_closed, prepare_randomised
 from tests.shadow.test_ids import columns, conv, find_channels, rows
@@ -47,6 +48,21 @@ def test_an_op_without_a_form_for_fewer_channels_pins_and_names_itself(op: Calla
     assert rows(channels, "a.weight") == [PINNED] * 4
     assert PINNED not in rows(channels, "b.weight")
     assert any(name in pin.reason and "test_pins.py:" in pin.where and "<lambda>" in pin.where for pin in channels.pins)
+
+
+def test_one_channel_that_is_taken_alone_stays_and_the_others_go() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv1d(3, 6, 1), nn.Linear(7, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.second(self.first(x)[:, 2])))
+
+    torch.manual_seed(0)
+    compact = fxprune.convert(Alone().double(), torch.randn(4, 3, 7).double())
+    assert compact.first.out_channels == 1
+    assert not compact.report.kept
 
 
 def test_what_an_embedding_looks_up_is_pinned() -> None:
