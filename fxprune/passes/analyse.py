@@ -351,9 +351,11 @@ class ShadowRun:
 
     def counts_channels(self, tensor: Shadow, dim: int) -> bool:
         """Whether a dimension is one of channels alone; heads that are folded into the batch are not."""
+        if dim == 0 and tensor.layout is not None:  # of what is computed of an input, where the batch lies
+            return False
         for t in tensor.ids:
             line = t.movedim(dim, 0).reshape(t.size(dim), -1)[:, 0]
-            alone = varying(t) == [dim] or (dim > 0 and t.size(dim) > 1 and len(line.unique()) == len(line))
+            alone = varying(t) == [dim] or (t.size(dim) > 1 and len(line.unique()) == len(line))
             low, high = int(line.min()), int(line.max())
             if alone and any(start <= low <= end or start <= high <= end for start, end in self.own_ids):
                 return True
@@ -461,15 +463,30 @@ def ids_counted(shape: fx.Node, results: dict[fx.Node, Any]) -> list[Ids]:
 
 
 def find_measured(node: fx.Node, results: dict[fx.Node, Any]) -> tuple[fx.Node, int] | None:
-    """The tensor and the dimension whose size a number is: `x.size(1)`, `x.shape[1]`, `x.size()[1]`."""
+    """The tensor and the dimension whose size a number is: `x.size(1)`, `x.shape[1]`, `x.shape[1:][0]`."""
     source, dim = (*node.args, None, None)[:2]
     if not isinstance(source, fx.Node) or not isinstance(dim, int):
         return None
-    above = source.args[0] if source.args else None
-    if node.target is operator.getitem and isinstance(above, fx.Node):
-        source = above
+    if node.target is operator.getitem and isinstance(results[source], tuple) and -len(results[source]) <= dim:
+        source, dims = find_slice(source, results)
+        if source is None or dim >= len(dims):
+            return None
+        dim = dims[dim]
     tensor = results[source]
-    return (source, dim % len(tensor.shape)) if isinstance(tensor, Shadow) else None
+    return (source, dim % len(tensor.shape)) if isinstance(tensor, Shadow) and tensor.shape else None
+
+
+def find_slice(shape: fx.Node, results: dict[fx.Node, Any]) -> tuple[fx.Node | None, Sequence[int]]:
+    """The tensor and the dimensions whose sizes a tuple holds: `x.shape`, or a slice of it by plain numbers."""
+    source, key = (*shape.args, None, None)[:2]
+    if not isinstance(source, fx.Node):
+        return None, ()
+    if isinstance(results[source], Shadow):
+        return (source, range(len(results[source].shape))) if key in (None, "shape") else (None, ())
+    if isinstance(key, slice) and not any(isinstance(bound, fx.Node) for bound in (key.start, key.stop, key.step)):
+        tensor, dims = find_slice(source, results)
+        return tensor, dims[key]
+    return None, ()
 
 
 def varies_by_channel(constant: Constant, ids: Ids) -> bool:

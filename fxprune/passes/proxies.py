@@ -286,15 +286,18 @@ def symbolic_numbers(modules: list[dict[str, Any]]) -> Iterator[None]:
             del code[name]
 
 
-def _inplace(function: Callable[..., Any]) -> Callable[..., Any]:
+def _inplace(name: str) -> Callable[..., Any]:
+    changed, new = getattr(operator, f"i{name}"), getattr(operator, f"{name}_" if name in ("and", "or") else name)
+
     def method(self: ValueProxy, other: Any) -> Any:
+        function = new if type(self._value) in (int, float) else changed  # a number is never written to
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     return method
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "imatmul"):
-    setattr(ValueProxy, f"__{_name}__", _inplace(getattr(operator, _name)))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "matmul"):
+    setattr(ValueProxy, f"__i{_name}__", _inplace(_name))
 
 
 def record_torch_function(tracer: Any, function: Any, args: Any, kwargs: Any) -> Any:
