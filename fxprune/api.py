@@ -181,9 +181,10 @@ def convert(
             error = check_exact(model, source, compact, inputs, lambda: shrink(source, channels, plan))
         except ExactnessError as wrong:
             first = find_first_difference(source, compact, channels, plan)
+            where = f"; the first node that differs is {first}" if first else ""
             raise ExactnessError(
-                f"{wrong}; the first node that differs is {first}. This is a bug in fxprune: please report it with the "
-                "model; until it is mended leave that layer out with exclude=[...]"
+                f"{wrong}{where}. This is a bug in fxprune: please report it with the model; until it is mended leave "
+                "that layer out with exclude=[...]"
             ) from wrong
     compact.compile_graphs()
     step = record_step(model, source, traced, channels, plan, masks is not None)

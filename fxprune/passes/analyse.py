@@ -24,7 +24,7 @@ from fxprune.model import Inputs, TracedModel, bind_inputs, find_tensor, in_eval
 from fxprune.passes.guards import check_failure, check_guard
 from fxprune.passes.literals import find_literals
 from fxprune.passes.living import can_live
-from fxprune.passes.sized_dims import find_sized_dims
+from fxprune.passes.sized_dims import Sizes
 from fxprune.recurrent import FOLLOWED
 from fxprune.run_alone import plain_attention
 from fxprune.shadow.ids import PINNED, IdTable, Mix, Pin, Product, Reader, spread_positions
@@ -271,7 +271,7 @@ class ShadowRun:
             for node in graph.nodes:
                 self.table.node, self.only_moved, self.only_elements = node, True, True
                 self.called = self.counts = False
-                self.sized_dims = find_sized_dims(node, results, self.widths, self.counts_channels)
+                self.sized_dims = Sizes(results, self.widths, self.counts_channels).find_dims(node)
                 env[node] = self.run_or_explain(node, env, named)
                 written = find_written(node)
                 if written is not None:

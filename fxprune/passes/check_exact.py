@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,12 @@ def check_module(
     """Compare one traced module of the models."""
     floor = DOUBLE if next((p.dtype for p in model.parameters()), None) is torch.float64 else SINGLE
     given, expected = run_varied(model.get_submodule(path), inputs)
-    runs = pair(expected, run_all(compact.get_submodule(path), given))
+    try:
+        actual = run_all(compact.get_submodule(path), given)
+    except Exception as failure:
+        first = (str(failure) or type(failure).__name__).splitlines()[0]
+        raise ExactnessError(f"the converted model fails where the prepared one runs ({first})") from failure
+    runs = pair(expected, actual)
     error = measure(runs)
     if error <= floor:
         return error
@@ -259,27 +264,31 @@ def run_both(source: nn.Module, compact: nn.Module, inputs: Inputs) -> list[tupl
 @all_threads()
 @torch.no_grad()
 def run_varied(model: nn.Module, inputs: Inputs) -> tuple[list[Inputs], list[list[Tensor]]]:
-    """Run a model on the inputs, and on a larger batch of them with noise of their own size; whole numbers stay.
+    """Run a model on the inputs, and on a larger batch of smaller ones with noise of their own size.
 
-    Give what it was run on, and the outputs. Raises FxpruneError where none of these is a number.
+    Where it takes no smaller images and no fewer tokens, or no other batch, these stay as they are, as whole numbers
+    do. Give what it was run on, and the outputs. Raises FxpruneError where none of these is a number.
     """
     generator = torch.Generator().manual_seed(0)
     noisy = tree_map_only(Tensor, lambda t: add_noise(t, generator), inputs)
     larger = tree_map_only(Tensor, lambda t: torch.cat([t, t[: (len(t) + 1) // 2]]) if t.dim() else t, noisy)
+    others = [tree_map_only(Tensor, cut_off, larger), larger, noisy]
     with in_eval_mode(model), kept_state(model):
         outputs = [outputs_of(model, inputs)]
-        try:
-            outputs.append(outputs_of(model, larger))
-        except (RuntimeError, ValueError, FxpruneError):  # the model takes no other batch
-            larger = noisy
-            outputs.append(outputs_of(model, noisy))
+        while len(outputs) < 2:
+            try:
+                outputs.append(outputs_of(model, others[0]))
+            except (RuntimeError, ValueError, IndexError, AssertionError, FxpruneError):
+                if len(others) == 1:
+                    raise
+                del others[0]
     found = [output for each in outputs for output in each if output.numel()]
     if found and not any(bool(output.isfinite().any()) for output in found):
         raise FxpruneError(
             "all that the model gives for these inputs is NaN or infinite, so nothing can be compared: look at "
             f"{find_unfinite(model, inputs)}"
         )
-    return [inputs, larger], outputs
+    return [inputs, others[0]], outputs
 
 
 @torch.no_grad()
@@ -356,6 +365,19 @@ def add_noise(t: Tensor, generator: torch.Generator) -> Tensor:
     return t + torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t) * t.std(correction=0).clamp(min=0.1)
 
 
+def cut_off(t: Tensor) -> Tensor:
+    """Make images and clips smaller, by a step that their sizes are multiples of, and rows of whole numbers shorter."""
+    if t.is_floating_point():
+        sides = list(range(2, t.dim()))[-2:] if t.dim() in (4, 5) else []
+    else:
+        sides = [1] if t.dim() == 2 else []  # tokens, and masks of them
+    for dim in sides:
+        size = t.size(dim)
+        step = min(32, size & -size)  # the largest power of two that divides it
+        t = t.narrow(dim, 0, size - (step if step < size else size // 2))
+    return t
+
+
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run a model and list its output tensors; the inputs stay as they are, whatever the model does to them."""
     args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
@@ -377,7 +399,10 @@ def is_float(value: Any) -> bool:
 @all_threads()
 @torch.no_grad()
 def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Channels, plan: Plan) -> str:
-    """Name the first node whose living channels differ between the two models, and its line in the user's model."""
+    """Name the first node whose living channels differ between the two models, and its line in the user's model.
+
+    Nothing where all nodes agree on the inputs that the models were traced with.
+    """
     source, target = as_double(baked), as_double(compact)
     living = {mix.node.name for mix in channels.mixes}
     graphs = zip(baked.graphs.regions, source.graphs.regions, target.graphs.regions, strict=True)
@@ -396,11 +421,11 @@ def find_first_difference(baked: TracedModel, compact: TracedModel, channels: Ch
                 continue
             if wanted.shape != got.shape or (wanted - got).abs().max() > 1e-7 * wanted.abs().max().clamp(min=1e-30):
                 return f"{node.name} ({node.meta.get('where', 'no line known')})"
-    return "the output alone"
+    return ""
 
 
 def run_nodes(model: TracedModel, graph: fx.Graph, inputs: Inputs) -> dict[str, Tensor]:
-    """Run a graph node by node and keep every tensor, by the node's name."""
+    """Run a graph node by node, as far as that goes, and keep every tensor, by the node's name."""
     results: dict[str, Tensor] = {}
 
     class Keeping(fx.Interpreter):
@@ -410,5 +435,6 @@ def run_nodes(model: TracedModel, graph: fx.Graph, inputs: Inputs) -> dict[str, 
                 results[n.name] = value.clone()
             return value
 
-    Keeping(model, graph=graph).run(*bind_inputs(graph, tree_map_only(Tensor, torch.clone, inputs)))
+    with suppress(Exception):  # which the first node that differs explains
+        Keeping(model, graph=graph).run(*bind_inputs(graph, tree_map_only(Tensor, torch.clone, inputs)))
     return results

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fxprune.shadow.channels import align, channel_ids, take_channels
-from fxprune.shadow.elements import pin_inputs, unknown
+from fxprune.shadow.elements import pin_inputs, tie_operands, unknown
 from fxprune.shadow.ids import IdTable
 from fxprune.shadow.tensor import Call, Constant, Ids, ShadowTensor, constant_of, varying
 
@@ -186,10 +186,13 @@ def gate_half(table: IdTable, call: Call) -> list[Ids]:
 
 
 def sample_grid(table: IdTable, call: Call) -> list[Ids]:
-    """Keep the ids of batch and channels; where to sample is no matter of channels."""
+    """Keep the ids of batch and channels; heads in the batch sample at places of their own, which go with them."""
     x, grid = call.tensors[:2]
-    table.pin(grid.ids, "a grid to sample at")
-    return [table.collapse_all(x.ids, {0, 1}, "grid_sample mixes a dimension of channels")]
+    beyond = [1] * (x.dim() - 2)
+    kept = table.collapse_all(x.ids, {0, 1}, "grid_sample mixes a dimension of channels")
+    places = table.collapse_all(grid.ids, {0}, "a grid to sample at")
+    operands = [(list(kept), [*x.shape[:2], *beyond]), (list(places), [grid.size(0), 1, *beyond])]
+    return [tie_operands(table, operands, "grid_sample")]
 
 
 def spatial_rank(call: Call) -> int:

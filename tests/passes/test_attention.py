@@ -70,6 +70,34 @@ def linears(*names: str, total: int = HEADS * INNER) -> dict[str, nn.Linear]:
     return {name: nn.Linear(WIDTH, total) for name in names} | {"o": nn.Linear(total, WIDTH)}
 
 
+def fold(x: Tensor, heads: int = HEADS) -> Tensor:
+    """[batch, tokens, channels] becomes [batch * heads, tokens, inner], each size a product that begins with 1."""
+    batch = count = 1
+    for size in (x.shape[0], heads):
+        batch *= size
+    for size in (x.shape[1], 1):
+        count *= size
+    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2).reshape(batch, count, -1)
+
+
+def unfold(x: Tensor, heads: int = HEADS) -> Tensor:
+    """Back again: the batch is what is left when the heads are divided out, as einops knows it."""
+    size, *rest = x.shape
+    return x.reshape(size // heads, heads, *rest).transpose(1, 2).flatten(2)
+
+
+def deformable(m: nn.Module, x: Tensor) -> Tensor:
+    """Each head samples a row of tokens at three places of its own, as deformable DETR's do an image."""
+    batch, length = x.shape[:2]
+    values = m.v(x).view(batch, length, HEADS, -1).permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)
+    places = m.places(x).view(batch, length, HEADS, 3, 2).tanh().transpose(1, 2).flatten(0, 1)
+    weights = (
+        m.weights(x).view(batch, length, HEADS, 3).softmax(-1).transpose(1, 2).reshape(batch * HEADS, 1, length, 3)
+    )
+    seen = (F.grid_sample(values, places, align_corners=False) * weights).sum(-1)
+    return x + m.o(seen.view(batch, -1, length).transpose(1, 2))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = INNER**-0.5) -> Tensor:
     return (q @ k.transpose(-2, -1) * scale).softmax(-1) @ v
 
@@ -401,6 +429,9 @@ CASES: dict[str, Case] = {
     "fused, groups": Case(lambda: Tokens(fused_in_groups, qkv=nn.Linear(16, 48), o=nn.Linear(24, 16)), 18, 28),
     "fused, split": Case(lambda: Tokens(fused_split, qkv=nn.Linear(16, 72), o=nn.Linear(24, 16)), 20, 28),
     "heads in the batch": Case(lambda: Tokens(batched, **linears("q", "k", "v")), 20, 28),
+    "heads in the batch, by quotients": Case(
+        lambda: Tokens(lambda m, x: x + m.o(unfold(attend(*(fold(f(x)) for f in (m.q, m.k, m.v))))),
+                       **linears("q", "k", "v")), 20, 28),
     "einsum": Case(lambda: Tokens(by_einsum, **linears("q", "k", "v")), 20, 28),
     "sdpa": Case(lambda: Tokens(sdpa, **linears("q", "k", "v")), 20, 28),
     "sdpa, causal": Case(lambda: Tokens(lambda m, x: sdpa(m, x, is_causal=True), **linears("q", "k", "v")), 20, 28),
@@ -427,6 +458,8 @@ CASES: dict[str, Case] = {
     "gated heads": Case(lambda: Tokens(gated, g=nn.Linear(16, 4), **linears("q", "k", "v")), 20, 28),
     "two widths": Case(lambda: Tokens(two_widths, q=nn.Linear(16, 24), k=nn.Linear(16, 24), v=nn.Linear(16, 12),
                                       o=nn.Linear(12, 16)), 20, 25),
+    "deformable": Case(
+        lambda: Tokens(deformable, places=nn.Linear(16, 24), weights=nn.Linear(16, 12), **linears("v")), 20),
     "grouped queries": Case(lambda: Tokens(grouped, **gqa()), 18, 28),
     "grouped queries, expanded": Case(lambda: Tokens(grouped_expanded, **gqa()), 18, 28),
     "grouped queries, sdpa": Case(lambda: Tokens(grouped_sdpa, **gqa()), 18, 28),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import fxprune
 from fxprune.errors import ExactnessError, FxpruneError
 from fxprune.passes import check_exact
 from fxprune.passes.check_exact import measure
-from tests.exactness import randomise
+from tests.exactness import close_units, randomise
 
 NAN, INF = math.nan, math.inf
 
@@ -284,3 +285,35 @@ def test_the_random_state_and_a_backward_that_waits_are_left_alone() -> None:
     fxprune.convert(prepared)
     assert torch.equal(torch.get_rng_state(), before)
     loss.backward()
+
+
+def test_what_is_wrong_at_another_size_only_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The channels of a view that no rule pins: pieces of the old ones, cut where the size of the image says."""
+    monkeypatch.setattr("fxprune.shadow.moves.find_cut_by_size", lambda *_: ())
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y.flatten(2).transpose(1, 2).reshape(y.shape))
+
+    torch.manual_seed(0)
+    prepared = fxprune.prepare(Turned(), torch.randn(2, 3, 2, 2))
+    close_units(prepared, 0.5, seed=1)
+    with pytest.raises(ExactnessError, match=r"by .* of their range. This is a bug in fxprune"):
+        fxprune.convert(prepared)
+
+
+def test_a_converted_model_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = fxprune.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    close_units(prepared, 0.5, seed=1)
+
+    def fail(model: nn.Module, given: Any) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("fxprune.passes.check_exact.run_all", fail)
+    with pytest.raises(ExactnessError, match=r"fails where the prepared one runs \(shapes do not fit\). This is a bug"):
+        fxprune.convert(prepared)
