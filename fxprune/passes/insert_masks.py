@@ -26,7 +26,7 @@ from fxprune.passes.analyse import Channels
 from fxprune.passes.find_pins import find_pins
 from fxprune.passes.living import can_live, use_living
 from fxprune.passes.measure_costs import measure_unit_costs, measure_weight_costs
-from fxprune.shadow.ids import PINNED
+from fxprune.shadow.ids import PINNED, fold_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def insert_unit_masks(
                 masked[reader.source] = masks.add_unit_mask(reader.source, reader.dim, index)
     muted: list[Muted] = []
     for node, ids in find_muted(channels, maskable):
-        index = numbers[channels.units[ids]]
+        index = numbers[channels.units[fold_positions(ids)]]
         operand = channels.find_operand(node, ids)
         if operand is not None and bool((index >= 0).any()):
             muted.append(Muted(node, *operand, index, add_alive(masks, node, index)))

@@ -18,7 +18,7 @@ from fxprune.passes.analyse import Channels, Shadow, is_traced
 from fxprune.passes.find_dead import JOINS, OUT_OF_PLACE, Merge, Plan, cut, find_bias, find_used, is_empty, joined_dim
 from fxprune.passes.living import use_living
 from fxprune.passes.mend import Mender
-from fxprune.shadow.ids import Reader
+from fxprune.shadow.ids import Reader, fold_positions
 from fxprune.shadow.tensor import Ids, varying
 
 
@@ -78,13 +78,12 @@ class Surgery:
     def mute_closed(self) -> None:
         """Leave closed units that have to stay out of everything that would read or count them."""
         for muted in self.plan.muted:
-            units = self.channels.units[muted.ids]
+            ids = fold_positions(muted.ids)
             operand = self.channels.find_operand(muted.node, muted.ids)
             if operand is not None:
-                is_open = (~self.plan.closed[units]).double()
-                name = self.add_buffer(f"open_{muted.node.name}_{muted.number}", is_open, (muted.ids,))
-                folded = muted.ids.dim() > 1
-                use_living(self.copies[muted.node], self.copies[operand[0]], operand[1], name, folded=folded)
+                is_open = (~self.plan.closed[self.channels.units[ids]]).double()
+                name = self.add_buffer(f"open_{muted.node.name}_{muted.number}", is_open, (ids,))
+                use_living(self.copies[muted.node], self.copies[operand[0]], operand[1], name, folded=ids.dim() > 1)
 
     def add_to_bias(self, node: fx.Node, reader: Reader, amount: Tensor, done: set[str]) -> None:
         """Add [groups, rows] to the bias of a contraction; give it a bias if it has none."""

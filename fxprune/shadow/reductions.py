@@ -185,6 +185,26 @@ def gate_half(table: IdTable, call: Call) -> list[Ids]:
     return [tuple(kept)]
 
 
+def transform(table: IdTable, call: Call) -> list[Ids]:
+    """Follow a Fourier transform: it mixes what lies along its dimensions, and leaves what lies along others apart."""
+    x = call.tensors[0]
+    free = set(range(x.dim())) - {d % x.dim() for d in call.argument("dim")}
+    return [table.collapse_all(x.ids, free, "a Fourier transform mixes a dimension of channels")]
+
+
+def join_parts_of_complex(table: IdTable, call: Call) -> list[Ids]:
+    """Follow `view_as_complex`: the last dimension holds both parts of a number."""
+    x = call.tensors[0]
+    kept = table.collapse_all(x.ids, set(range(x.dim() - 1)), "both parts of a complex number are one")
+    return [tuple(align(t, x.dim()).squeeze(-1) for t in kept)]
+
+
+def split_complex(table: IdTable, call: Call) -> list[Ids]:
+    """Follow `view_as_real`: both parts of a number are what it is."""
+    x = call.tensors[0]
+    return [tuple(align(t, x.dim()).unsqueeze(-1) for t in x.ids)]
+
+
 def sample_grid(table: IdTable, call: Call) -> list[Ids]:
     """Keep the ids of batch and channels; heads in the batch sample at places of their own, which go with them."""
     x, grid = call.tensors[:2]

@@ -41,6 +41,7 @@ from fxprune.shadow.reductions import (
     cut_triangle,
     gate_half,
     gather_patches,
+    join_parts_of_complex,
     normalise_batch,
     normalise_batch_constants,
     normalise_groups,
@@ -51,6 +52,8 @@ from fxprune.shadow.reductions import (
     reduce_constants,
     sample_grid,
     scan,
+    split_complex,
+    transform,
 )
 from fxprune.shadow.tensor import Call, Constant, Ids
 
@@ -111,6 +114,7 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(make_anew, fill_like), "new_zeros new_ones new_full new_empty new_empty_strided"),
     (Rule(keep_first, unknown), "native_dropout uniform normal random"),
     (Rule(restride, keep_constant), "as_strided"),
+    (ELEMENTWISE, "complex polar"),
     (ELEMENTWISE, "hardswish hardsigmoid masked_fill _prelu_kernel prelu hardtanh relu6 where clamp"),
     (POOL, "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d"),
     (POOL, "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool1d"),
@@ -130,6 +134,10 @@ FAMILIES: list[tuple[Rule, str]] = [
     (Rule(add_patches, unknown), "col2im"),
     (Rule(cut_triangle, unknown), "triu tril"),
     (Rule(gate_half, unknown), "glu"),
+    (Rule(transform, unknown), "_fft_r2c _fft_c2r _fft_c2c"),
+    (Rule(join_parts_of_complex, unknown), "view_as_complex"),
+    (Rule(split_complex, unknown), "view_as_real"),
+    (Rule(keep_first, unknown), "_conj conj_physical resolve_conj _neg_view resolve_neg"),
     (Rule(sample_grid, unknown), "grid_sampler_2d grid_sampler_3d"),
     (Rule(look_up, unknown), "embedding"),
 ]

@@ -49,6 +49,30 @@ def features(count: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(count, 10, generator=torch.Generator().manual_seed(seed)).double()
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """Four rows of each sample, [batch, rows, features]."""
+    return torch.stack([x, x.roll(1, 1), x * 2, x.flip(1)], 1)
+
+
+def filter_rows(m: Any, x: Tensor) -> Tensor:
+    """Weigh the frequencies of each channel, as global filter networks do."""
+    return torch.fft.irfft(torch.fft.rfft(x, dim=1) * torch.view_as_complex(m.k), n=x.shape[1], dim=1)
+
+
+def mix_parts(m: Any, x: Tensor) -> Tensor:
+    """Mix real and imaginary parts of all channels, as fast Fourier convolutions do."""
+    z = torch.view_as_real(torch.fft.rfft(x, dim=1)).flatten(2)
+    real, imaginary = F.softplus(m.c(z)).unflatten(2, (16, 2)).unbind(3)
+    return torch.fft.irfft(torch.complex(real, imaginary), n=x.shape[1], dim=1)
+
+
+def convolve_each(m: Any, x: Tensor, style: Tensor) -> Tensor:
+    """A kernel for each sample, the samples folded into the groups, as in StyleGAN 2."""
+    kernels = m.k * m.s(style)[:, None]
+    kernels = kernels * torch.rsqrt(kernels.square().sum(2, keepdim=True) + 1e-8)
+    return F.conv1d(x.reshape(1, -1, 1), kernels.reshape(-1, 16, 1), groups=len(x)).reshape(len(x), 16)
+
+
 @torch.fx.wrap
 def stepped_over(x: Tensor, factor: float) -> Tensor:
     return F.softplus(x) * factor
@@ -252,6 +276,14 @@ CODE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (16, 1)))), 28),
     "other strides by hand": (lambda: Net(lambda m, x: end(m, m.a(x).as_strided((x.shape[0], 16), (1, 1)))), 12),
     "autocast, off": (lambda: Net(cast_regions), 28),
+    "a Fourier filter": (lambda: Net(lambda m, x: end(m, filter_rows(m, m.a(rows_of(x))).mean(1)),
+                                     k=par(3, 16, 2)), 28),
+    "Fourier parts": (lambda: Net(lambda m, x: end(m, mix_parts(m, m.a(rows_of(x))).mean(1)), c=nn.Linear(32, 32)), 44),
+    "a Fourier spectrum": (lambda: Net(lambda m, x: end(
+        m, torch.fft.fft(m.a(rows_of(x)), dim=1).conj().abs().mean(1))), 28),
+    "a Fourier transform of channels": (lambda: Net(lambda m, x: end(m, torch.fft.fft(m.a(x)).real)), 12),
+    "kernels for each sample": (lambda: Net(lambda m, x: end(m, convolve_each(m, m.a(x), x)), k=par(16, 16),
+                                            s=nn.Linear(10, 16)), 44),
 }  # fmt: skip
 
 
