@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test zoo coverage coverage-timm bench clean
+.PHONY: demo test zoo coverage coverage-timm coverage-libraries bench clean
 
 # One virtual environment for everything, made once and again when the dependencies change.
 $(VENV)/ready: pyproject.toml
@@ -32,6 +32,12 @@ coverage-timm: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
 	$(BIN)/python -m tests.zoo.run --family timm-all --jobs 1 --timeout 900 --memory 20 \
 		--out docs/coverage_timm.jsonl --table docs/coverage_timm.md
+
+# Models of other libraries, which bring many dependencies.
+coverage-libraries: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo,libraries]'
+	$(BIN)/python -m tests.zoo.run --family libraries --out runs/coverage_libraries.jsonl \
+		--table docs/coverage_libraries.md
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/speed.py

@@ -311,9 +311,8 @@ class ShadowRun:
             counted += [t for n in node.all_input_nodes if n not in sizes for t in results[n].ids]
             counted += [t for n in sizes for ids in ids_counted(n, results) for t in ids]
         elif node in self.widths and not counted:
-            source = node.args[0]
-            tensor = results[source.args[0] if node.target is operator.getitem else source]  # type: ignore[union-attr,index]
-            counted += list(tensor.ids) if isinstance(tensor, Shadow) else []
+            measured = find_measured(node, results)
+            counted += [] if measured is None else list(results[measured[0]].ids)
         self.counted[node] = counted
 
     def pin_counted(self, output: fx.Node, results: dict[fx.Node, Any]) -> None:

@@ -85,9 +85,8 @@ class Mender:
             self.env[node] = self.attempt(node)
             return
         if node.target is check_guard:
-            actual = self.env[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
-            if not isinstance(actual, Tensor):  # of which the answer is no size
-                node.update_arg(0, node.args[1]) if actual is RAGGED else node.update_arg(1, actual)
+            if isinstance(node.args[0], fx.Node) and self.is_of_widths(node.args[0]):
+                self.graph.erase_node(node)
             self.env[node] = None
             return
         if node.target is torch._assert and any(self.env[n] is False for n in node.all_input_nodes):
@@ -117,6 +116,18 @@ class Mender:
         if old not in self.channels.moves or one:
             raise CannotMend(node, self.units_of(old))
         self.env[node] = RAGGED  # several tensors at once, as of chunk: each is selected by itself
+
+    def is_of_widths(self, asked: fx.Node) -> bool:
+        """Whether what a guard asks for follows from numbers of channels that have changed."""
+        value, before = self.env[asked], self.values[self.originals[asked]] if asked in self.originals else None
+        if value is RAGGED:
+            return True
+        if isinstance(value, Tensor) or isinstance(before, Shadow):
+            return False
+        numbers = [
+            n for n in asked.all_input_nodes if not isinstance(self.env[n], tuple) or asked.target != operator.getitem
+        ]
+        return value != before or any(map(self.is_of_widths, numbers))
 
     def carry(self, node: fx.Node, old: fx.Node) -> ShadowTensor:
         """What the larger graph gave, less the dead units, and in the precision that the model has by now."""

@@ -19,8 +19,8 @@ class Family(NamedTuple):
 FAMILIES = ("torchvision", "timm", "transformers")
 """What is run without a choice. timm is the smallest model of each of its architecture files."""
 
-ON_DEMAND = ("timm-all",)
-"""What is run on demand only: all of timm's models, briefly."""
+ON_DEMAND = ("timm-all", "libraries")
+"""What is run on demand only: all of timm's models, briefly, and models of other libraries, which must be installed."""
 
 
 def get_family(name: str) -> Family:
@@ -39,4 +39,8 @@ def get_family(name: str) -> Family:
         from tests.zoo import transformers_models
 
         return Family(transformers_models.TRANSFORMERS, transformers_models.list_names)
+    if name == "libraries":
+        from tests.zoo import library_models
+
+        return Family(library_models.OTHERS, library_models.list_names)
     raise ValueError(f"family {name!r} is unknown; give one of {', '.join((*FAMILIES, *ON_DEMAND))}, or all")

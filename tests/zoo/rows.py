@@ -43,8 +43,15 @@ def count_rows(model: nn.Module) -> int:
 def count_gated(prepared: PreparedModel) -> int:
     """Count the rows whose unit has a gate."""
     dims = {id(weight): dim for weight, dim in find_weights(prepared)}
-    names = dict(prepared.named_parameters())
-    slices = [place for place in prepared.fxprune.slices if dims.get(id(names[place.parameter])) == place.dim]
+    tensors = dict(prepared.named_parameters())
+    computed = {  # what a parametrization gives is another tensor each time
+        f"{path}.{name}": dim for path, part in prepared.named_modules() for name, dim in find_row_dims(part).items()
+    }
+
+    def find_rows(name: str) -> int | None:
+        return dims.get(id(tensors[name])) if name in tensors else computed.get(name)
+
+    slices = [place for place in prepared.fxprune.slices if find_rows(place.parameter) == place.dim]
     return sum(int((place.index >= 0).sum()) for place in slices)
 
 
