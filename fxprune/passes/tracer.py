@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -257,6 +258,8 @@ class ValueTracer(fx.Tracer):
             name = self.path_of_module(m)
         except NameError:  # made by the code that runs, as `nn.ReLU()(x)`
             return forward(*args, **kwargs)
+        if isinstance(m, OptimizedModule):  # of torch.compile: what it holds is the module itself
+            return m._orig_mod(*args, **kwargs)
         if isinstance(m, parametrize.ParametrizationList):  # what it computes is a parameter like any other
             return self.create_proxy("get_attr", f".{name}".replace(".parametrizations.", ".").strip("."), (), {})
         if not self.is_leaf_module(m, name):
@@ -288,6 +291,11 @@ class ValueTracer(fx.Tracer):
             return self.rebuild(a)
         if kind is slice:
             return slice(self.create_arg(a.start), self.create_arg(a.stop), self.create_arg(a.step))
+        if isinstance(a, nn.Parameter) and id(a) not in self.names:
+            raise TraceError(
+                f"{find_user_line()}: the code uses a parameter that is none of this model's: fxprune works on a copy, "
+                "and a function from before, such as a bound method, knows the original; define it in a class"
+            )
         if isinstance(a, torch.Generator):
             raise TraceError(
                 f"{find_user_line()}: the code draws by a generator of its own, which no graph can hold; draw by "

@@ -206,3 +206,27 @@ def test_a_parametrized_weight_that_is_read_beside_its_layer_is_a_parameter() ->
     assert prepared.get_parameter("places.parametrizations.weight.original").grad is not None
     compact = convert_closed(prepared, torch.randn(3, 7, 4).double())
     assert compact.get_submodule("places").weight.shape[1] == compact.get_submodule("first").out_features < 16
+
+
+def test_a_compiled_layer_is_the_layer_itself() -> None:
+    class Compiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.compile(nn.Linear(4, 16)), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(x)))
+
+    torch.manual_seed(0)
+    compact = convert_closed(prepare_randomised(Compiled(), torch.randn(3, 4).double()), torch.randn(5, 4).double())
+    assert compact.get_submodule("first._orig_mod").out_features < 16
+
+
+def test_a_parameter_of_the_original_is_refused_by_line() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    run = model[0].forward
+    model[0].forward = lambda x: run(x) * 2
+    with pytest.raises(
+        TraceError, match=r"test_trace_objects.py:\d+ in <lambda>: the code uses a parameter that is none"
+    ):
+        fxprune.prepare(model, torch.randn(3, 4))
