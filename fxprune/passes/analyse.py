@@ -103,6 +103,9 @@ class Channels:
                     wanted = spread_positions(self.units[ids], t.size(dim))[:, None]
                     if len(lines) == len(wanted) and bool((lines == wanted).all()):
                         found.add((operand, dim))
+            if len(found) > 1:  # as of a square of channels: that along which the op runs
+                named = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+                found = {(n, d) for n, d in found if isinstance(named, int) and d == named % len(values[n].shape)}
             if len(found) == 1:
                 return found.pop()
         return None
