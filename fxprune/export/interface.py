@@ -137,13 +137,22 @@ def _refuse_opaque(name: str, leaf: object) -> None:
 
 
 def _walk(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for keys, leaf in pytree.tree_flatten_with_path(tree)[0]:
+    for keys, leaf in pytree.tree_flatten_with_path(tree, is_leaf=_is_nameless)[0]:
         here = (*path, *(_read_key(key) for key in keys))
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             for field in dataclasses.fields(leaf):
                 yield from _walk(getattr(leaf, field.name), (*here, field.name))
+        elif _is_nameless(leaf):
+            for number, part in enumerate(pytree.SUPPORTED_NODES[type(leaf)].flatten_fn(leaf)[0]):
+                yield from _walk(part, (*here, str(number)))
         else:
             yield here, leaf
+
+
+def _is_nameless(value: Any) -> bool:
+    """Whether pytree knows what a container holds, but not by which names, as of outputs in diffusers."""
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    return node is not None and node.flatten_with_keys_fn is None
 
 
 def _read_key(key: Any) -> str:

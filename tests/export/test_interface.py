@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError
 from fxprune.export.interface import flatten_outputs, read_inputs
@@ -83,6 +84,23 @@ def test_outputs_are_named_by_keys_fields_and_positions() -> None:
     assert tensors[1] is MASK
     assert flatten_outputs(IMAGE)[0] == ("output",)
     assert flatten_outputs((IMAGE, 3, [MASK]))[0] == ("output_0", "output_2_0")
+
+
+def test_outputs_of_containers_whose_parts_torch_has_no_names_for_are_named() -> None:
+    """As those of diffusers: a dataclass, or another class, that is registered without its keys."""
+
+    @dataclasses.dataclass
+    class Sample:
+        sample: Tensor
+
+    class Pair:
+        def __init__(self, *parts: Tensor) -> None:
+            self.parts = parts
+
+    pytree.register_pytree_node(Sample, lambda s: ([s.sample], None), lambda parts, _: Sample(*parts))
+    pytree.register_pytree_node(Pair, lambda pair: (list(pair.parts), None), lambda parts, _: Pair(*parts))
+    assert flatten_outputs(Sample(IMAGE))[0] == ("sample",)
+    assert flatten_outputs({"pair": Pair(IMAGE, MASK)})[0] == ("pair_0", "pair_1")
 
 
 def test_names_that_would_coincide_are_numbered() -> None:
