@@ -73,6 +73,7 @@ def replacements(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
         yield owner, name, forgive_texts(tracer, owner, name)
     yield torch.distributions.Distribution, "_validate_args", False  # asks for values, only to refuse some of them
     yield nn.Module, "training", watch_mode(tracer)
+    yield nn.Module, "named_parameters", record_parameters(tracer)
     yield torch, "_check_with", check_numbers(torch._check_with)
     yield torch, "_assert", forgive_assertions(tracer)
     yield torch.autograd.Function, "apply", classmethod(record_function(tracer))
@@ -157,6 +158,19 @@ def watch_mode(tracer: Any) -> property:
         vars(module)["training"] = training
 
     return property(read, write)
+
+
+def record_parameters(tracer: Any) -> Callable[..., Any]:
+    """Let code that goes through its parameters meet what stands for them: it may ask of which type they are."""
+    original = nn.Module.named_parameters
+
+    @functools.wraps(original)
+    def named_parameters(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        for name, parameter in original(module, *args, **kwargs):
+            own = tracer.names.get(id(parameter)) if tracer.recording else None
+            yield name, parameter if own is None else tracer.create_proxy("get_attr", own, (), {})
+
+    return named_parameters
 
 
 def check_numbers(check: Callable[..., Any]) -> Callable[..., Any]:

@@ -548,3 +548,16 @@ def test_both_modes_may_go_other_ways() -> None:
 def test_a_function_that_is_stepped_over_is_looked_into() -> None:
     prepared = prepare_randomised(CODE["a function that is stepped over"][0](), features())
     assert all(node.target is not stepped_over for graph in prepared.graphs for node in graph.nodes)
+
+
+def test_what_code_asks_of_its_parameters_follows_the_model() -> None:
+    """`next(self.parameters()).dtype`, as diffusers and transformers ask for their own precision."""
+
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        like = next(m.parameters())
+        angles = torch.arange(16, device=like.device) * x.float().mean(1, keepdim=True)
+        return end(m, m.a(x.to(like.dtype)) + angles.sin().to(next(p.dtype for p in m.parameters() if p.dim() > 1)))
+
+    compact = convert_closed(prepare_randomised(Net(body), features()), features(6, 1))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert compact.to(dtype)(features(3)).dtype is dtype
