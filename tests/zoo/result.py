@@ -62,7 +62,7 @@ class Result:
         """The share of rows that may go, of those that are no outputs; None where these were not counted."""
         if self.rows is None or self.gated is None or self.outputs is None:
             return None
-        return self.gated / max(1, self.rows - self.outputs)
+        return min(1.0, self.gated / max(1, self.rows - self.outputs))  # outputs may be rows of no layer's weight
 
     def fail(self, stage: str, error: str, message: str) -> None:
         """Note a failure, its message in one line without paths of this machine."""

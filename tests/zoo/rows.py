@@ -16,12 +16,12 @@ OUTPUT = "an output of the model"
 
 def find_weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
     """The weights of convolutions, linear layers and attention, each once, and along which dimension their rows are."""
-    seen: set[int] = set()
+    seen: dict[int, Tensor] = {}  # holds what parametrizations compute, so that no other tensor gets its id
     for module in model.modules():
         for name, dim in find_row_dims(module).items():
             weight = getattr(module, name)
             if isinstance(weight, Tensor) and id(weight) not in seen:
-                seen.add(id(weight))
+                seen[id(weight)] = weight
                 yield weight, dim
 
 

@@ -166,7 +166,8 @@ def show_error(error: float | str | None) -> str:
 
 def write_table(results: Sequence[Result], path: Path) -> None:
     """Write the page."""
-    command = "make coverage" if any(result.family in FAMILIES for result in results) else "make coverage-timm"
+    apart = {result.family.removesuffix("-all") for result in results if result.family not in FAMILIES}
+    command = f"make coverage-{apart.pop()}" if len(apart) == 1 else "make coverage"
     date = datetime.date.today().isoformat()
     parts = [HEAD.format(date=date, versions=describe_versions(), command=command), summarise(results)]
     for family in dict.fromkeys(result.family for result in results):
