@@ -88,6 +88,18 @@ class Scheduler:
             )
         self._advance()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step and all masks are in the model's own state dict, and are resumed with it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gives, which is nothing; raises OptimizerError if it is another's."""
+        if state:
+            raise OptimizerError(
+                f"a Scheduler keeps no state, and this holds {', '.join(map(str, state))}: the step and the masks are "
+                "loaded with the model's own state dict"
+            )
+
     @property
     def total_steps(self) -> int:
         """The number of optimizer steps of the whole training."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.errors import OptimizerError
 from fxprune.masks import Masks
 from fxprune.methods.base import Method
@@ -175,3 +176,14 @@ def test_steps_by_hand_beside_an_optimizer_are_refused() -> None:
     scheduler = Scheduler(model, sgd(model), total_steps=10)
     with pytest.raises(OptimizerError, match="already follows the optimizer"):
         scheduler.step()
+
+
+def test_a_scheduler_keeps_no_state_beside_the_models() -> None:
+    """Scripts save the state of all schedulers alike; that of another one is refused."""
+    prepared = fxprune.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+    scheduler = Scheduler(prepared, optimizer, total_steps=4)
+    assert scheduler.state_dict() == {}
+    scheduler.load_state_dict(scheduler.state_dict())
+    with pytest.raises(OptimizerError, match="a Scheduler keeps no state, and this holds T_max"):
+        scheduler.load_state_dict({"T_max": 3})
